@@ -1,0 +1,97 @@
+"""The protocol that every layer obeys, leaf and composite alike.
+
+Notation: `dX` is ∂E/∂X, the derivative of the error E by X, and has X's shape. `dy` comes in, `dx`
+goes out. Derivatives of an output by an input are spelt `dy_dx`. Index letters: n example, t time,
+c channel, h w image, i input, o output, k class or piece.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from manualbp.parameters import Parameters, Shapes, Views
+
+SavedT = TypeVar("SavedT")
+
+
+class Mode(NamedTuple):
+    """What a pass depends on besides its inputs: training or evaluation, and where chance comes from."""
+
+    training: bool
+    generator: torch.Generator | None = None
+    """None is torch's default generator of the device."""
+
+
+EVALUATION = Mode(training=False)
+
+
+@dataclass(frozen=True)
+class Layer(ABC, Generic[SavedT]):
+    """Hyper-parameters, a forward pass and the backward pass that belongs to it. No tensors, no state.
+
+    What a pass needs comes in as arguments; what the backward pass will need goes out as `saved`.
+    So two forward passes may come before a backward pass, and a layer may be used twice in one network.
+    """
+
+    def shapes(self) -> Shapes:
+        """Return the parameters by torch.nn's names with their shapes; sub-layers nest."""
+        return {}
+
+    def initialize(self, params: Views, generator: torch.Generator | None = None) -> None:
+        """Fill the parameters, in place, as torch.nn does."""
+
+    @abstractmethod
+    def forward(self, params: Views, x: Tensor, *, mode: Mode = EVALUATION) -> tuple[Tensor, SavedT]:
+        """Return y and what `backward` needs. Changes none of its arguments."""
+
+    @abstractmethod
+    def backward(self, params: Views, saved: SavedT, dy: Tensor, grads: Views) -> Tensor:
+        """Add ∂E/∂parameter to each tensor of `grads` and return dx. Changes nothing else."""
+
+    def backward_parameters(self, params: Views, saved: SavedT, dy: Tensor, grads: Views) -> None:
+        """Do as `backward` where nobody asks for dx: the first layer, whose x is data.
+
+        A layer overrides this where leaving dx out saves work.
+        """
+        self.backward(params, saved, dy, grads)
+
+    def parameters(
+        self,
+        generator: torch.Generator | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Parameters:
+        """Return initialised parameters for this layer: draw on the CPU's generator, then move.
+
+        The same seed so gives the same start on every device.
+        """
+        parameters = Parameters.zeros(self.shapes(), dtype=dtype)
+        self.initialize(parameters.views, generator)
+        return Parameters(parameters.shapes, parameters.flat.to(device))
+
+
+AnyLayer = Layer[Any]
+
+
+class SavedInput(NamedTuple):
+    """For layers whose derivative is taken at the input."""
+
+    x: Tensor
+
+
+class SavedOutput(NamedTuple):
+    """For layers whose derivative is a function of the output, which the next layer keeps anyway."""
+
+    y: Tensor
+
+
+class SavedSlope(NamedTuple):
+    """For layers that are told their derivative, or the one tensor that tells it."""
+
+    slope: Tensor

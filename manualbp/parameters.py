@@ -1,0 +1,125 @@
+"""All parameters of a network in one flat tensor, and the layers' named views into it.
+
+One flat tensor makes an update one to three operations however deep the network is, and a
+checkpoint or an all-reduce one call. The layers never see it: to them `params.weight` is a tensor
+with torch.nn's name and shape, which happens to be a view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from math import prod
+
+import torch
+from torch import Tensor
+
+Shape = tuple[int, ...]
+Shapes = Mapping[str, "Shape | Shapes"]
+"""What a layer needs: parameter names with their shapes, and sub-layers with theirs."""
+
+ALIGNMENT = 16
+"""Each parameter starts at a multiple of 16 numbers (64 bytes in float32): a cache line, and what
+vector loads and tensor cores ask for. The gaps hold zeros, whose gradient and update are zero."""
+
+
+class Views:
+    """The tensors of one layer by attribute, the views of its sub-layers by item.
+
+    `params.weight` is a tensor; `params["0"]` are the views of the sub-layer named "0".
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], parts: Mapping[str, Views]) -> None:
+        self._parts = dict(parts)
+        self._names = tuple(tensors)
+        self.__dict__.update(tensors)
+
+    def __getattr__(self, name: str) -> Tensor:
+        # Reached only for a name that is not there: the tensors are plain attributes.
+        raise AttributeError(f"no parameter {name!r} here; there are: {', '.join(self._names)}")
+
+    def __getitem__(self, name: str) -> Views:
+        return self._parts[name]
+
+    def named(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+        """Yield ("0.weight", tensor), ... in the order of the flat tensor."""
+        for name in self._names:
+            yield prefix + name, getattr(self, name)
+        for name, part in self._parts.items():
+            yield from part.named(f"{prefix}{name}.")
+
+
+class Parameters:
+    """One flat tensor (P,) and the views into it; the same class holds the gradients."""
+
+    def __init__(self, shapes: Shapes, flat: Tensor) -> None:
+        self.shapes = shapes
+        self.flat = flat
+        self.views = _views(shapes, flat, start=0)[0]
+
+    @classmethod
+    def zeros(
+        cls,
+        shapes: Shapes,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Parameters:
+        """Return parameters of these shapes, all zero."""
+        return cls(shapes, torch.zeros(_size(shapes, 0), dtype=dtype, device=device))
+
+    def zeros_like(self) -> Parameters:
+        """Return a second set of the same shapes, all zero: where gradients are added up."""
+        return Parameters(self.shapes, torch.zeros_like(self.flat))
+
+    def clone(self) -> Parameters:
+        """Return a copy that shares no memory with this one."""
+        return Parameters(self.shapes, self.flat.clone())
+
+    def named(self) -> dict[str, Tensor]:
+        """Return the views under torch.nn's names, "0.weight", "0.bias", "2.weight", ..."""
+        return dict(self.views.named())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return copies of all parameters under torch.nn's names, as `Module.load_state_dict` takes."""
+        return {name: tensor.clone() for name, tensor in self.named().items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Copy the values in, from `Module.state_dict()` as well.
+
+        Raises ValueError that names the first missing, superfluous or misshapen parameter; then
+        nothing has been copied.
+        """
+        own = self.named()
+        for name in own.keys() - state.keys():
+            raise ValueError(f"parameter {name!r} is missing; expected: {', '.join(own)}")
+        for name in state.keys() - own.keys():
+            raise ValueError(f"there is no parameter {name!r} here; expected: {', '.join(own)}")
+        for name, tensor in own.items():
+            if state[name].shape != tensor.shape:
+                there, here = tuple(state[name].shape), tuple(tensor.shape)
+                raise ValueError(f"parameter {name!r} has shape {there}, expected {here}")
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+
+
+def _size(shapes: Shapes, start: int) -> int:
+    """Return the number at which the flat tensor may end when `shapes` begins at `start`."""
+    for shape in shapes.values():
+        if isinstance(shape, Mapping):
+            start = _size(shape, start)
+        else:
+            start += -(-prod(shape) // ALIGNMENT) * ALIGNMENT
+    return start
+
+
+def _views(shapes: Shapes, flat: Tensor, start: int) -> tuple[Views, int]:
+    """Cut the flat tensor into views, from `start`; return them and where the next one begins."""
+    tensors: dict[str, Tensor] = {}
+    parts: dict[str, Views] = {}
+    for name, shape in shapes.items():
+        if isinstance(shape, Mapping):
+            parts[name], start = _views(shape, flat, start)
+        else:
+            tensors[name] = flat.narrow(0, start, prod(shape)).view(shape)
+            start += -(-prod(shape) // ALIGNMENT) * ALIGNMENT
+    return Views(tensors, parts), start
