@@ -6,4 +6,4 @@ class UsageError(Exception):
 
 
 class CheckFailed(Exception):
-    """A check did not hold: gradients differ, or a training run is no longer finite. Exit code 1."""
+    """A check did not hold: gradients differ, or a number is no longer finite. Exit code 1."""

@@ -80,7 +80,7 @@ class Parameters:
         return dict(self.views.named())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return copies of all parameters under torch.nn's names, as `Module.load_state_dict` takes."""
+        """Return copies of all parameters under torch.nn's names, for `Module.load_state_dict`."""
         return {name: tensor.clone() for name, tensor in self.named().items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

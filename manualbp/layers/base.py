@@ -20,7 +20,7 @@ SavedT = TypeVar("SavedT")
 
 
 class Mode(NamedTuple):
-    """What a pass depends on besides its inputs: training or evaluation, and where chance comes from."""
+    """What a pass depends on besides its inputs: training or not, and where chance comes from."""
 
     training: bool
     generator: torch.Generator | None = None
@@ -32,10 +32,10 @@ EVALUATION = Mode(training=False)
 
 @dataclass(frozen=True)
 class Layer(ABC, Generic[SavedT]):
-    """Hyper-parameters, a forward pass and the backward pass that belongs to it. No tensors, no state.
+    """Hyper-parameters, a forward pass and its backward pass. No tensors, no state.
 
     What a pass needs comes in as arguments; what the backward pass will need goes out as `saved`.
-    So two forward passes may come before a backward pass, and a layer may be used twice in one network.
+    So two forward passes may come before a backward pass, and a network may use a layer twice.
     """
 
     def shapes(self) -> Shapes:
@@ -46,7 +46,9 @@ class Layer(ABC, Generic[SavedT]):
         """Fill the parameters, in place, as torch.nn does."""
 
     @abstractmethod
-    def forward(self, params: Views, x: Tensor, *, mode: Mode = EVALUATION) -> tuple[Tensor, SavedT]:
+    def forward(
+        self, params: Views, x: Tensor, *, mode: Mode = EVALUATION
+    ) -> tuple[Tensor, SavedT]:
         """Return y and what `backward` needs. Changes none of its arguments."""
 
     @abstractmethod
@@ -86,7 +88,7 @@ class SavedInput(NamedTuple):
 
 
 class SavedOutput(NamedTuple):
-    """For layers whose derivative is a function of the output, which the next layer keeps anyway."""
+    """For layers whose derivative is a function of the output, which the next layer keeps too."""
 
     y: Tensor
 
