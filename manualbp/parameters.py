@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
 
 Shape = tuple[int, ...]
-Shapes = Mapping[str, "Shape | Shapes"]
+Shapes = Mapping[str, Shape | Mapping[str, Any]]
 """What a layer needs: parameter names with their shapes, and sub-layers with theirs."""
 
 ALIGNMENT = 16

@@ -1,0 +1,252 @@
+"""Losses: one number E from the outputs of a network and the targets, and where backward begins.
+
+Notation as in the layers: y are the outputs (called x where they are logits), t the targets, n the
+example and k the output or class. `backward` returns ∂E/∂y times `dE`, the derivative by E of
+whatever E goes into; 1 for a training step.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from math import nan
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from manualbp.parameters import Parameters
+
+Reduction = Literal["mean", "sum"]
+SavedT = TypeVar("SavedT")
+
+
+class Loss(ABC, Generic[SavedT]):
+    """The protocol: like a layer, but the targets come in as well and one number goes out."""
+
+    reduction: Reduction
+
+    @abstractmethod
+    def forward(self, y: Tensor, target: Tensor) -> tuple[Tensor, SavedT]:
+        """Return E (a tensor without axes) and what `backward` needs. Changes no argument."""
+
+    @abstractmethod
+    def backward(self, saved: SavedT, dE: Tensor | float = 1.0) -> Tensor:
+        """Return dE · ∂E/∂y, in the shape of y. Changes no argument."""
+
+
+AnyLoss = Loss[Any]
+
+
+class SavedError(NamedTuple):
+    """The error signal, in the shape of y."""
+
+    error: Tensor
+
+
+@dataclass(frozen=True)
+class HalfSquaredError(Loss[SavedError]):
+    """E = ½ Σ_n Σ_k e[n,k]²,  e = y - t;  "mean" divides by the number of terms
+
+    ∂E/∂y[n,k] = e[n,k].
+    Shapes: y and t alike, any.  Raises ValueError if they differ.
+    Source: Porr, eqs. 3 and 4; Cazenave, E_total = Σ ½ (target - output)².
+    """
+
+    reduction: Reduction = "sum"
+
+    def forward(
+        self, y: Float[Tensor, "*shape"], target: Float[Tensor, "*shape"]
+    ) -> tuple[Float[Tensor, ""], SavedError]:
+        error = y - same_shape(y, target)
+        return 0.5 * (error * error).sum() * self._scale(error), SavedError(error)
+
+    def backward(self, saved: SavedError, dE: Tensor | float = 1.0) -> Tensor:
+        # E = ½ Σ e²
+        return saved.error * (dE * self._scale(saved.error))
+
+    def _scale(self, error: Tensor) -> float:
+        return 1.0 if self.reduction == "sum" else one_over(error.numel())
+
+
+@dataclass(frozen=True)
+class MSELoss(Loss[SavedError]):
+    """E = 1/M Σ_n Σ_k e[n,k]²,  e = y - t;  M terms ("mean"), or M = 1 ("sum")
+
+    ∂E/∂y[n,k] = 2/M e[n,k].
+    Shapes: y and t alike, any.  Raises ValueError if they differ.
+    Source: IISc, "mean square error", which is printed without 1/M: reduction="sum".
+    """
+
+    reduction: Reduction = "mean"
+
+    def forward(
+        self, y: Float[Tensor, "*shape"], target: Float[Tensor, "*shape"]
+    ) -> tuple[Float[Tensor, ""], SavedError]:
+        error = y - same_shape(y, target)
+        return (error * error).sum() * self._scale(error), SavedError(error)
+
+    def backward(self, saved: SavedError, dE: Tensor | float = 1.0) -> Tensor:
+        # E = 1/M Σ e²
+        return saved.error * (dE * 2 * self._scale(saved.error))
+
+    def _scale(self, error: Tensor) -> float:
+        return 1.0 if self.reduction == "sum" else one_over(error.numel())
+
+
+class SavedLogits(NamedTuple):
+    """Logits and targets, in one shape."""
+
+    x: Tensor
+    target: Tensor
+
+
+@dataclass(frozen=True)
+class BCEWithLogitsLoss(Loss[SavedLogits]):
+    """E = -1/M Σ_n [t[n] log p[n] + (1 - t[n]) log(1 - p[n])],  p = σ(x);  M as in MSELoss
+
+    With log p = -log(1 + e^-x) and log(1 - p) = log p - x this is
+    E = 1/M Σ_n [max(x, 0) - x t + log(1 + e^-|x|)], in which no exponential can overflow.
+    ∂E/∂x[n] = 1/M (p[n] - t[n]).
+    Shapes: x and t alike, any.  Raises ValueError if they differ.
+    Source: IISc, two-class logistic regression, ∇E = Σ_n (y_n - t_n) φ_n.
+    """
+
+    reduction: Reduction = "mean"
+
+    def forward(
+        self, y: Float[Tensor, "*shape"], target: Float[Tensor, "*shape"]
+    ) -> tuple[Float[Tensor, ""], SavedLogits]:
+        x, t = y, same_shape(y, target)
+        terms = x.clamp_min(0) - x * t + (-x.abs()).exp().log1p()
+        return terms.sum() * self._scale(x), SavedLogits(x, t)
+
+    def backward(self, saved: SavedLogits, dE: Tensor | float = 1.0) -> Tensor:
+        x, t = saved
+        return (x.sigmoid() - t) * (dE * self._scale(x))
+
+    def _scale(self, x: Tensor) -> float:
+        return 1.0 if self.reduction == "sum" else one_over(x.numel())
+
+
+class SavedCrossEntropy(NamedTuple):
+    """What the cross-entropy keeps, all of it in the shape of the logits but the last."""
+
+    log_p: Tensor  # log of the posterior probabilities
+    q: Tensor  # the weights of log_p in E
+    total: Tensor | float  # M, what the sum is divided by
+
+
+@dataclass(frozen=True, eq=False)
+class CrossEntropyLoss(Loss[SavedCrossEntropy]):
+    """E = -1/M Σ_n Σ_k q[n,k] log p[n,k],  p = softmax(x),  q[n,k] = w[k] t[n,k]
+
+    t[n,k] is 1 for the class of example n and else 0 where the target holds class indices, and the
+    target itself where it holds probabilities; smoothed by ε: (1-ε) t[n,k] + ε/K. w are the class
+    weights, 1 without. Examples of class `ignore_index` have q = 0.
+    M = 1 for "sum"; for "mean" the number of examples, or with class indices Σ_n w[class of n] over
+    the examples that are not ignored.
+
+    log p[n,k] = x[n,k] - log Σ_j e^x[n,j], so ∂log p[n,k]/∂x[n,j] = δ_kj - p[n,j], and
+    ∂E/∂x[n,j] = 1/M (p[n,j] Σ_k q[n,k] - q[n,j]), which is the lectures' y - t where Σ_k q = 1.
+    `Softmax` followed by -Σ t log y gives the same in two steps; a test holds them equal.
+
+    Shapes: x (N, K), (K,) or (N, K, ...), the classes along axis 1, or 0 if there is one axis only;
+    target int64 without the class axis, or floats in the shape of x; weight (K,).
+    Raises ValueError for a target of another shape; an index that is no class stops the program as
+    torch's own does (IndexError or RuntimeError on the CPU, a device assertion on CUDA).
+    Source: IISc, K-class logistic regression, ∇E = Σ_n (y_nj - t_nj) φ_n; label smoothing from
+    Szegedy et al. 2016, section 7; arguments as in torch.nn.
+    """
+
+    weight: Tensor | None = None
+    ignore_index: int = -100
+    reduction: Reduction = "mean"
+    label_smoothing: float = 0.0
+
+    def forward(
+        self, y: Float[Tensor, "*shape"], target: Tensor
+    ) -> tuple[Float[Tensor, ""], SavedCrossEntropy]:
+        axis = class_axis(y)
+        x = y - y.amax(axis, keepdim=True)  # log p stays the same, and no exponential overflows
+        log_p = x - x.exp().sum(axis, keepdim=True).log()
+        q, total = self._q(log_p, target, axis)
+        return -(q * log_p).sum() / total, SavedCrossEntropy(log_p, q, total)
+
+    def backward(self, saved: SavedCrossEntropy, dE: Tensor | float = 1.0) -> Tensor:
+        log_p, q, total = saved
+        # E = -1/M Σ_n Σ_k q[n,k] log p[n,k]
+        p = log_p.exp()
+        return (p * q.sum(class_axis(p), keepdim=True) - q) * (dE / total)
+
+    def _q(self, log_p: Tensor, target: Tensor, axis: int) -> tuple[Tensor, Tensor | float]:
+        """Return q and M."""
+        classes = log_p.shape[axis]
+        if target.is_floating_point():
+            t = same_shape(log_p, target)
+            valid: Tensor | float = 1.0
+            examples = log_p.numel() // classes
+            total: Tensor | float = float(examples) if examples else nan
+        else:
+            index = target.unsqueeze(axis)
+            same_shape(log_p.select(axis, 0), target)
+            valid = (index != self.ignore_index).to(log_p.dtype)
+            index = torch.where(index == self.ignore_index, 0, index)
+            t = torch.zeros_like(log_p).scatter_(axis, index, valid)  # one-hot; 0 where ignored
+            total = valid.sum()
+        q = t
+        if self.label_smoothing:
+            q = (1 - self.label_smoothing) * t + self.label_smoothing / classes * valid
+        if self.weight is not None:
+            w = self.weight.reshape(-1, *(1 for _ in log_p.shape[axis + 1 :]))
+            q = q * w
+            if not target.is_floating_point():
+                total = (t * w).sum()
+        return q, 1.0 if self.reduction == "sum" else total
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """λ R(w),  R = ½ Σ w² ("l2") or Σ |w| ("l1"), over the weights; biases are left out
+
+    ∂λR/∂w = λ w, or λ sign(w) with sign(0) = 0 as in torch.
+    It stands once beside the sum over the examples and does not flow through any delta.
+    The weight decay of an optimiser is the l2 form over all parameters, biases too.
+    Source: IISc, E = -Σ t ln y + λ R(w).
+    """
+
+    strength: float
+    norm: Literal["l2", "l1"] = "l2"
+
+    def forward(self, params: Parameters) -> Tensor:
+        """Return λ R(w)."""
+        terms = [
+            0.5 * (w * w).sum() if self.norm == "l2" else w.abs().sum()
+            for w in params.named().values()
+            if w.ndim > 1
+        ]
+        return self.strength * torch.stack(terms).sum()
+
+    def backward(self, params: Parameters, grads: Parameters) -> None:
+        """Add ∂λR/∂w to the gradients."""
+        for w, dw in zip(params.named().values(), grads.named().values(), strict=True):
+            if w.ndim > 1:
+                dw.add_(w if self.norm == "l2" else w.sign(), alpha=self.strength)
+
+
+def class_axis(logits: Tensor) -> int:
+    """Return where torch.nn.CrossEntropyLoss looks for the classes."""
+    return 1 if logits.ndim > 1 else 0
+
+
+def same_shape(y: Tensor, target: Tensor) -> Tensor:
+    """Return the target; raise ValueError if its shape is not y's, as broadcasting would hide."""
+    if target.shape != y.shape:
+        raise ValueError(f"the target has shape {tuple(target.shape)}, expected {tuple(y.shape)}")
+    return target
+
+
+def one_over(count: int) -> float:
+    """Return 1/count; NaN for 0, as the mean of nothing is in torch."""
+    return 1 / count if count else nan
