@@ -1,0 +1,62 @@
+"""Twins of the losses, with their CASES."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+import manualbp.losses as by_hand
+from reference.cases import LossCase
+
+
+class HalfSquaredError(nn.Module):
+    """½ Σ (y - t)², or its mean."""
+
+    def __init__(self, reduction: by_hand.Reduction = "sum") -> None:
+        super().__init__()
+        self.reduction = reduction
+
+    def forward(self, y: Tensor, target: Tensor) -> Tensor:
+        """Return half of torch's mse_loss."""
+        return 0.5 * nn.functional.mse_loss(y, target, reduction=self.reduction)
+
+
+MSELoss = nn.MSELoss
+BCEWithLogitsLoss = nn.BCEWithLogitsLoss
+CrossEntropyLoss = nn.CrossEntropyLoss
+
+_SQUARED: list[tuple[str, by_hand.Reduction, tuple[int, ...]]] = [
+    ("mean", "mean", (4, 3)),
+    ("sum", "sum", (4, 3)),
+    ("batch of one", "mean", (1, 1)),
+    ("one axis", "mean", (5,)),
+]
+_weight = torch.tensor([0.5, 1.0, 2.0, 0.1, 3.0], dtype=torch.float64)
+_everything = by_hand.CrossEntropyLoss(_weight, label_smoothing=0.1)
+
+CASES = [
+    *(
+        LossCase(name, loss(reduction), shape)
+        for loss in (by_hand.HalfSquaredError, by_hand.MSELoss)
+        for name, reduction, shape in _SQUARED
+    ),
+    LossCase("mean", by_hand.BCEWithLogitsLoss(), (4, 3), "binary"),
+    LossCase("sum", by_hand.BCEWithLogitsLoss("sum"), (4, 3), "binary"),
+    LossCase("probabilities", by_hand.BCEWithLogitsLoss(), (4, 3), "probabilities"),
+    LossCase("large logits", by_hand.BCEWithLogitsLoss(), (8, 1), "binary", scale=1000),
+    LossCase("mean", by_hand.CrossEntropyLoss(), (4, 5), "classes"),
+    LossCase("sum", by_hand.CrossEntropyLoss(reduction="sum"), (4, 5), "classes"),
+    LossCase("batch of one", by_hand.CrossEntropyLoss(), (1, 5), "classes"),
+    LossCase("no batch axis", by_hand.CrossEntropyLoss(), (5,), "classes"),
+    LossCase("images", by_hand.CrossEntropyLoss(), (2, 5, 3, 4), "classes"),
+    LossCase("large logits", by_hand.CrossEntropyLoss(), (4, 5), "classes", scale=1000),
+    LossCase("some ignored", by_hand.CrossEntropyLoss(), (7, 5), "some ignored"),
+    LossCase("smoothed", by_hand.CrossEntropyLoss(label_smoothing=0.2), (7, 5), "some ignored"),
+    LossCase("weighted", by_hand.CrossEntropyLoss(_weight), (7, 5), "some ignored"),
+    LossCase("weighted, smoothed", _everything, (7, 5), "some ignored"),
+    LossCase("weighted, smoothed images", _everything, (2, 5, 3), "some ignored"),
+    LossCase("probabilities", by_hand.CrossEntropyLoss(), (4, 5), "probabilities"),
+    LossCase("probabilities, no batch axis", by_hand.CrossEntropyLoss(), (5,), "probabilities"),
+    LossCase("probabilities, weighted, smoothed", _everything, (4, 5), "probabilities"),
+    LossCase("probabilities of images", _everything, (2, 5, 3), "probabilities"),
+]

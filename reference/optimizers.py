@@ -1,0 +1,50 @@
+"""Twins of the update rules: torch.optim's own, and the one that torch does not have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+SGD = torch.optim.SGD
+Adagrad = torch.optim.Adagrad
+RMSprop = torch.optim.RMSprop
+Adam = torch.optim.Adam
+AdamW = torch.optim.AdamW
+
+
+class LookAheadNesterov(torch.optim.Optimizer):
+    """v ← μ v - η g(w + μ v), w ← w + v; `look_ahead` moves to w + μ v before the forward pass."""
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float = 1e-3,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["velocity"] = torch.zeros_like(p)
+
+    @torch.no_grad()
+    def look_ahead(self) -> None:
+        """Move to w + μ v."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                p += group["momentum"] * self.state[p]["velocity"]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """Move from w + μ v back to w, then on to w + v."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                v = self.state[p]["velocity"]
+                gradient = p.grad + group["weight_decay"] * p
+                p -= group["momentum"] * v
+                v *= group["momentum"]
+                v -= group["lr"] * gradient
+                p += v
