@@ -24,7 +24,8 @@ class Dropout(Layer[SavedDropout]):
     """y[j] = m[j] x[j] while training, m[j] = 1/(1-p) with probability 1-p, else 0; otherwise y = x
 
     The division keeps the mean, E[y] = x, so that evaluation needs no change. The mask comes from
-    `mode.generator` and is drawn as torch.nn.Dropout draws its own on the CPU.
+    `mode.generator`, drawn in float32: one seed gives one mask whatever the dtype of x. On the CPU
+    it is the mask that torch.nn.Dropout draws.
     Raises ValueError if p is not in [0, 1].
     Source: Srivastava et al. 2014.
     """
@@ -41,9 +42,10 @@ class Dropout(Layer[SavedDropout]):
         if not mode.training or self.p == 0:
             return x, SavedDropout(None)
         keep = 1 - self.p
-        mask = torch.empty_like(x).bernoulli_(keep, generator=mode.generator)
+        drawn = torch.empty_like(x, dtype=torch.float32)
+        mask = drawn.bernoulli_(keep, generator=mode.generator).to(x.dtype)
         if keep > 0:
-            mask.div_(keep)
+            mask = mask / keep
         return x * mask, SavedDropout(mask)
 
     def backward(

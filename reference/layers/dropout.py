@@ -21,7 +21,8 @@ class Dropout(nn.Module):
         """Return x with each number left out with probability p, the others divided by 1-p."""
         if not self.training or self.p == 0:
             return x
-        kept = torch.empty_like(x).bernoulli_(1 - self.p, generator=self.generator)
+        drawn = torch.empty_like(x, dtype=torch.float32)
+        kept = drawn.bernoulli_(1 - self.p, generator=self.generator).to(x.dtype)
         return x * kept / (1 - self.p) if self.p < 1 else x * kept
 
 
