@@ -1,9 +1,23 @@
-"""The two ways in which a command ends badly on purpose."""
+"""The two ways in which a command ends badly on purpose, and a hint for a mistyped name."""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
 
 
 class UsageError(Exception):
-    """Bad input: one line that says what is wrong, where, and what would be right. Exit code 2."""
+    """Bad input: one line that says what is wrong, where, and what would be right."""
+
+    exit_code = 2
 
 
 class CheckFailed(Exception):
-    """A check did not hold: gradients differ, or a number is no longer finite. Exit code 1."""
+    """A check did not hold: gradients differ, or a number is no longer finite."""
+
+    exit_code = 1
+
+
+def did_you_mean(word: str, names: Sequence[str]) -> str:
+    """Return "did you mean NAME?" for a near-miss, or else what there is."""
+    by_lower = {name.lower(): name for name in names}
+    near = get_close_matches(word.lower(), by_lower, 1)
+    return f"did you mean {by_lower[near[0]]}?" if near else f"there are: {', '.join(names)}"

@@ -8,9 +8,9 @@ whatever E goes into; 1 for a training step.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import nan
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -34,6 +34,10 @@ class Loss(ABC, Generic[SavedT]):
     @abstractmethod
     def backward(self, saved: SavedT, dE: Tensor | float = 1.0) -> Tensor:
         """Return dE · ∂E/∂y, in the shape of y. Changes no argument."""
+
+    def reduced_by(self, reduction: Reduction) -> Self:
+        """Return the same loss with another reduction."""
+        return replace(cast(Any, self), reduction=reduction)
 
 
 AnyLoss = Loss[Any]

@@ -1,0 +1,149 @@
+"""`manualbp compare`: by hand beside autograd, one row a tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from manualbp.checks.agreement import Results, Row, compare_layer, compare_loss, rows
+from manualbp.checks.registry import find_cases, layers, losses
+from manualbp.errors import UsageError, did_you_mean
+from manualbp.layers import Mode
+from manualbp.losses import CrossEntropyLoss
+from manualbp.models import build
+from manualbp.parameters import Parameters
+from manualbp.training.config import DTYPES, DeviceName, DtypeName
+from manualbp.training.data import load
+from manualbp.training.run import resolve_device
+from reference.cases import Case
+from reference.twins import twin, twin_loss
+
+ROWS_OF_THE_BATCH = 64
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Compare every hand-written gradient with autograd's, tensor by tensor.
+
+    With no options: the default model on the first batch of scikit-learn's digits.
+    """
+
+    layer: str | None = None
+    """Name of a layer or loss, such as Linear or CrossEntropyLoss, or all; its cases are compared
+    instead."""
+    dtype: DtypeName = "float64"
+    """Type of all numbers; float64 shows errors best."""
+    device: DeviceName = "auto"
+    """auto: CUDA where there is one, else the CPU."""
+    seed: int = 0
+    """Seed of all random numbers."""
+    json: bool = False
+    """Print the rows as a JSON list on standard output."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+def compare(config: CompareConfig) -> list[Row]:
+    """Return the rows. Raises UsageError for a layer that is not there, with a near-miss."""
+    device, dtype = resolve_device(config.device), DTYPES[config.dtype]
+    if config.layer is None:
+        return compare_default_model(dtype, device, config.seed)
+    cases = find_cases(config.layer)
+    if not cases:
+        names = ["all", *sorted(cls.__name__ for cls in [*layers(), *losses()])]
+        hint = did_you_mean(config.layer, names)
+        raise UsageError(f"--layer {config.layer}: there is no such layer or loss; {hint}")
+    return [
+        row
+        for case in cases
+        for row in (
+            compare_layer(case, dtype, device, config.seed)
+            if isinstance(case, Case)
+            else compare_loss(case, dtype, device, config.seed)
+        )
+    ]
+
+
+def compare_default_model(dtype: torch.dtype, device: torch.device, seed: int) -> list[Row]:
+    """Compare the default MLP with its loss on one batch of digits, at the start."""
+    data = load("digits", seed=seed, dtype=dtype, device=device)
+    model, loss = build("mlp", data.features, data.outputs), CrossEntropyLoss()
+    start = torch.Generator().manual_seed(seed)
+    params = model.parameters(start, dtype=dtype, device=device)
+    x, target = data.train.x[:ROWS_OF_THE_BATCH], data.train.t[:ROWS_OF_THE_BATCH]
+
+    grads = params.zeros_like()
+    y, saved = model.forward(params.views, x, mode=Mode(training=True))
+    error, saved_error = loss.forward(y, target)
+    dy = loss.backward(saved_error)
+    dx = model.backward(params.views, saved, dy, grads.views)
+    ours = {"E": error, "y": y, "dx": dx} | {f"d{n}": g for n, g in grads.named().items()}
+
+    def through_autograd(params: Parameters, x: torch.Tensor) -> Results:
+        module = twin(model).to(x.device, x.dtype)
+        module.load_state_dict(params.state_dict())
+        named = dict(module.named_parameters())
+        leaf = x.clone().requires_grad_()
+        y = module(leaf)
+        error = twin_loss(loss)(y, target)
+        gradients = torch.autograd.grad(error, [leaf, *named.values()])
+        names = ["dx", *(f"d{name}" for name in named)]
+        return {"E": error.detach(), "y": y.detach()} | dict(zip(names, gradients, strict=True))
+
+    autograd = through_autograd(params, x)
+    truth = through_autograd(Parameters(params.shapes, params.flat.double()), x.double())
+    return rows("mlp", "digits", ours, autograd, truth)
+
+
+def print_rows(console: Console, found: Sequence[Row]) -> None:
+    """Print a table for each layer that fits 80 columns, and a line that says what it comes to."""
+    for layer, group in groupby(found, attrgetter("layer")):
+        console.print(_table(layer, list(group)))
+        console.print()
+    console.print(
+        "max abs, max rel: by hand against autograd. by hand, autograd: each against\n"
+        "the float64 truth. Relative errors are max|a-b| / max|b| over a tensor.",
+        style="dim",
+    )
+    where = f"{found[0].dtype} on {found[0].device}"
+    differ = [row for row in found if row.verdict == "differ"]
+    for row in differ:
+        console.print(f"[bold red]{row.layer}, {row.case}: {row.tensor} differs[/bold red]")
+    if differ:
+        console.print(f"{len(differ)} of {len(found)} tensors differ in {where}.")
+    else:
+        console.print(f"[bold green]All {len(found)} tensors agree[/bold green] in {where}.")
+
+
+def _table(layer: str, found: Sequence[Row]) -> Table:
+    table = Table(title=layer, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for name in ("tensor", "shape"):
+        table.add_column(name, no_wrap=True)
+    for name in ("max abs", "max rel", "by hand", "autograd"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("verdict")
+    case = ""
+    for row in found:
+        if row.case != case:
+            case = row.case
+            table.add_row(Text(case, style="italic cyan", overflow="ellipsis"))
+        errors = (
+            row.max_abs_error,
+            row.max_rel_error,
+            row.error_vs_truth,
+            row.autograd_error_vs_truth,
+        )
+        table.add_row(
+            f"  {row.tensor}",
+            "×".join(map(str, row.shape)) or "scalar",
+            *("0" if error == 0 else f"{error:.1e}" for error in errors),
+            Text(row.verdict, style="green" if row.verdict == "agree" else "bold red"),
+        )
+    return table

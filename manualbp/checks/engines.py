@@ -1,0 +1,202 @@
+"""The engines that know autograd: the twin alone, and both sides in lockstep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from manualbp.checks.agreement import relative_error
+from manualbp.errors import CheckFailed
+from manualbp.parameters import Parameters
+from manualbp.training.checkpoint import random_state, restore_random_state
+from manualbp.training.engine import Engine, ManualEngine
+from manualbp.training.step import TrainingStep
+from reference.optimizers import LookAheadNesterov
+from reference.twins import set_generator, twin, twin_loss, twin_optimizer
+
+
+class AutogradEngine:
+    """The twin through torch.autograd and torch.optim, from the same start."""
+
+    def __init__(
+        self, step: TrainingStep, weights: Mapping[str, Tensor], generator: torch.Generator
+    ) -> None:
+        self.training_step = step
+        some = next(iter(weights.values()))
+        self.module = twin(step.model).to(some.device, some.dtype)
+        self.module.load_state_dict(weights)
+        self.named = dict(self.module.named_parameters())
+        self.loss = twin_loss(step.loss)
+        self.optimizer = twin_optimizer(step.optimizer, self.named.values())
+        self.generator = generator
+        set_generator(self.module, generator)
+        self._rates: Iterator[float] = iter(())
+
+    def plan(self, rates: Sequence[float]) -> None:
+        """Set the learning rates of the coming updates."""
+        self._rates = iter(rates)
+
+    def step(self, x: Tensor, target: Tensor) -> Tensor:
+        """Make one update; return the outputs before it."""
+        plan = self.training_step
+        for group in self.optimizer.param_groups:
+            group["lr"] = next(self._rates)
+        if isinstance(self.optimizer, LookAheadNesterov):
+            self.optimizer.look_ahead()
+        self.optimizer.zero_grad()
+        self.module.train()
+        rows = plan.micro_batch or len(x)
+        outputs: list[Tensor] = []
+        for x_part, target_part in zip(
+            torch.split(x, rows), torch.split(target, rows), strict=True
+        ):
+            y = self.module(x_part)
+            share = len(x_part) / len(x) if plan.loss.reduction == "mean" else 1.0
+            torch.autograd.backward([share * self.loss(y, target_part)])
+            outputs.append(y.detach())
+        if plan.penalty:
+            torch.autograd.backward([self._penalty(plan.penalty.strength, plan.penalty.norm)])
+        if plan.clip_value is not None:
+            nn.utils.clip_grad_value_(self.named.values(), plan.clip_value)
+        if plan.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.named.values(), plan.clip_norm)
+        self.optimizer.step()
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _penalty(self, strength: float, norm: str) -> Tensor:
+        weights = [w for w in self.named.values() if w.ndim > 1]
+        terms = [0.5 * w.square().sum() if norm == "l2" else w.abs().sum() for w in weights]
+        return strength * torch.stack(terms).sum()
+
+    @torch.no_grad()
+    def predict(self, x: Tensor) -> Tensor:
+        """Return the outputs in evaluation mode."""
+        return self.module.eval()(x)
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """Return the parameters themselves, not copies."""
+        return {name: parameter.detach() for name, parameter in self.named.items()}
+
+    def gradients(self) -> Mapping[str, Tensor]:
+        """Return the gradients of the last update."""
+        return {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in self.named.items()}
+
+    def load_weights(self, state: Mapping[str, Tensor]) -> None:
+        """Copy parameters in; ValueError if names or shapes differ."""
+        try:
+            self.module.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(" ".join(str(error).split())) from None
+
+    def memory(self) -> dict[str, Any]:
+        """Return a copy of the optimiser's state and of the masks' generator."""
+        state = self.optimizer.state_dict()["state"]
+        copies = {
+            index: {name: value.clone() for name, value in tensors.items() if value is not None}
+            for index, tensors in state.items()
+        }
+        return {"state": copies, "random": random_state({"masks": self.generator})}
+
+    def load_memory(self, memory: Mapping[str, Any]) -> None:
+        """Take such a copy back."""
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": memory["state"], "param_groups": groups})
+        restore_random_state({"masks": self.generator}, memory["random"])
+
+
+class LockstepEngine:
+    """By hand and through autograd on the same batches, compared after every update.
+
+    Each side goes its own way from the common start, so rounding adds up over the run; a difference
+    beyond `limit` stops it with CheckFailed, which names the step and the tensor. Errors are
+    relative to the largest number of all tensors of a kind, gradients or parameters: those of a
+    layer whose gradient is about to vanish are rounding only.
+    """
+
+    def __init__(self, manual: ManualEngine, autograd: AutogradEngine, limit: float) -> None:
+        self.manual = manual
+        self.autograd = autograd
+        self.limit = limit
+        self.largest = {"gradients": 0.0, "parameters": 0.0}
+
+    def plan(self, rates: Sequence[float]) -> None:
+        """Set the learning rates of the coming updates."""
+        self.manual.plan(rates)
+        self.autograd.plan(rates)
+        self.largest = {"gradients": 0.0, "parameters": 0.0}
+
+    def step(self, x: Tensor, target: Tensor) -> Tensor:
+        """Make the same update on both sides; return the hand-written outputs before it."""
+        y = self.manual.step(x, target)
+        self.autograd.step(x, target)
+        self._compare("gradients", self.manual.gradients(), self.autograd.gradients())
+        self._compare("parameters", self.manual.weights(), self.autograd.weights())
+        return y
+
+    def _compare(self, kind: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+        scale = max(theirs[name].abs().max().item() for name in ours)
+        for name, a in ours.items():
+            b = theirs[name]
+            error = relative_error(a, b) and (a - b).abs().max().item() / max(scale, 1e-300)
+            self.largest[kind] = max(self.largest[kind], error)
+            if not error <= self.limit:
+                raise CheckFailed(
+                    f"lockstep: at step {self.manual.steps} the {kind} of {name} differ by "
+                    f"{error:.2e} of the largest, more than the limit {self.limit:.0e}"
+                )
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Return the hand-written outputs in evaluation mode."""
+        return self.manual.predict(x)
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """Return the hand-written side's parameters."""
+        return self.manual.weights()
+
+    def gradients(self) -> Mapping[str, Tensor]:
+        """Return the hand-written side's gradients."""
+        return self.manual.gradients()
+
+    def load_weights(self, state: Mapping[str, Tensor]) -> None:
+        """Copy parameters into both sides."""
+        self.manual.load_weights(state)
+        self.autograd.load_weights(state)
+
+    def memory(self) -> dict[str, Any]:
+        """Return a copy of what both sides depend on, with the autograd side's weights."""
+        weights = {name: tensor.clone() for name, tensor in self.autograd.weights().items()}
+        return {
+            "manual": self.manual.memory(),
+            "autograd": self.autograd.memory(),
+            "autograd_weights": weights,
+        }
+
+    def load_memory(self, memory: Mapping[str, Any]) -> None:
+        """Take such a copy back."""
+        self.manual.load_memory(memory["manual"])
+        self.autograd.load_memory(memory["autograd"])
+        self.autograd.load_weights(memory["autograd_weights"])
+
+
+LIMITS = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.5}
+"""How far the two sides may drift apart over a run, by rounding alone."""
+
+
+def build_engine(
+    name: str,
+    step: TrainingStep,
+    params: Parameters,
+    generator: Callable[[], torch.Generator],
+    limit: float | None = None,
+) -> Engine:
+    """Return the engine of this name; `generator` gives each side masks from the same start."""
+    if name == "manual":
+        return ManualEngine(step, params, generator())
+    autograd = AutogradEngine(step, params.state_dict(), generator())
+    if name == "autograd":
+        return autograd
+    limit = LIMITS[params.flat.dtype] if limit is None else limit
+    return LockstepEngine(ManualEngine(step, params, generator()), autograd, limit)

@@ -1,0 +1,139 @@
+"""The command line: one verb a class, thin. Exit codes: 0 done, 1 a check failed, 2 bad input."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stderr
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from manualbp.checks.compare import CompareConfig, compare, print_rows
+from manualbp.checks.engines import build_engine
+from manualbp.errors import CheckFailed, UsageError
+from manualbp.training.config import NOT_RESUMABLE, OPEN_ON_RESUME, TrainConfig, from_mapping
+from manualbp.training.display import print_summary
+from manualbp.training.run import Interrupted, train
+from manualbp.training.run_directory import read_json
+
+DESCRIPTION = "Deep learning with every backward pass written by hand, proved against autograd."
+
+
+def run() -> None:
+    """Be the program `manualbp`."""
+    sys.exit(main())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        base = _base_config(words)
+        command = _parse(words, base)
+        if isinstance(command, CompareConfig):
+            return _compare(command)
+        return _train(command, base)
+    except (UsageError, CheckFailed, Interrupted) as error:
+        if "--debug" in words:
+            raise
+        print(f"manualbp: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def _train(config: TrainConfig, base: TrainConfig) -> int:
+    if config.resume is not None:
+        _require_unchanged(config, base)
+    result = train(config, build_engine)
+    if config.json:
+        print(json.dumps(result, indent=2))
+    elif not config.quiet:
+        print_summary(Console(), result)
+    return 0
+
+
+def _compare(config: CompareConfig) -> int:
+    rows = compare(config)
+    if config.json:
+        print(json.dumps([row._asdict() for row in rows], indent=2))
+    else:
+        print_rows(Console(), rows)
+    return 0 if all(row.verdict == "agree" for row in rows) else 1
+
+
+def _parse(words: list[str], base: TrainConfig) -> TrainConfig | CompareConfig:
+    """Return the command that the words describe.
+
+    tyro describes a mistake in a box of several lines; here it becomes one line.
+    """
+    commands: Any = (
+        Annotated[TrainConfig, tyro.conf.subcommand("train", default=base)]
+        | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
+    )
+    stderr = io.StringIO()
+    try:
+        with redirect_stderr(stderr):
+            return tyro.cli(
+                commands,
+                prog="manualbp",
+                description=DESCRIPTION,
+                args=words,
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UsageError(_in_one_line(stderr.getvalue())) from None
+
+
+def _in_one_line(box: str) -> str:
+    """Return the message in tyro's box, without the frame, the title and the hint for --help."""
+    lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()[1:]]
+    parts = " ".join(line or "\n" for line in lines).split("\n")
+    said = [" ".join(part.split()) for part in parts]
+    return "; ".join(part for part in said if part and "helptext" not in part)
+
+
+def _base_config(words: list[str]) -> TrainConfig:
+    """Return what the options change: the defaults, --config FILE, or the run of --resume RUN."""
+    for option in ("--resume", "--config"):
+        value = _value_of(option, words)
+        if value is not None:
+            path = Path(value)
+            if option == "--resume" and not path.is_dir():
+                raise UsageError(f"--resume {path}: there is no such run directory")
+            path = path / "config.json" if option == "--resume" else path
+            if option == "--resume" and not path.exists():
+                raise UsageError(f"there is no run to resume in {value}: it has no config.json")
+            return from_mapping(read_json(path), str(path))
+    return TrainConfig()
+
+
+def _value_of(option: str, words: list[str]) -> str | None:
+    for place, word in enumerate(words):
+        if word == option and place + 1 < len(words):
+            return words[place + 1]
+        if word.startswith(f"{option}="):
+            return word.removeprefix(f"{option}=")
+    return None
+
+
+def _require_unchanged(config: TrainConfig, base: TrainConfig) -> None:
+    """Raise UsageError for an option that would make a resumed run another run."""
+    open_ones = [*NOT_RESUMABLE, *OPEN_ON_RESUME]
+    if base.schedule == "cosine":
+        open_ones.remove("max_epochs")  # the learning rate depends on it
+    for item in fields(config):
+        old, new = getattr(base, item.name), getattr(config, item.name)
+        if item.name not in open_ones and old != new:
+            option = item.name.replace("_", "-")
+            raise UsageError(
+                f"--{option} {new}: the run to resume has {old}; a resumed run keeps its settings"
+            )

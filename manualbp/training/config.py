@@ -1,0 +1,222 @@
+"""Every option of a training run, one field each: the command line, config.json and --resume."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from math import isfinite
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from manualbp.errors import UsageError, did_you_mean
+from manualbp.initializers import Initializer
+from manualbp.losses import Penalty, Reduction
+from manualbp.models import ActivationName, ModelName
+from manualbp.optimizers import (
+    SGD,
+    Adagrad,
+    Adam,
+    AdamW,
+    LookAheadNesterov,
+    Optimizer,
+    RMSprop,
+)
+from manualbp.schedules import Constant, CosineWithWarmup, Exponential, Schedule, StepDecay
+from manualbp.training.objective import LossName
+
+OptimizerName = Literal["sgd", "nesterov", "look-ahead", "adagrad", "rmsprop", "adam", "adamw"]
+ScheduleName = Literal["constant", "step", "exponential", "cosine"]
+EngineName = Literal["manual", "autograd", "lockstep"]
+DtypeName = Literal["float32", "float64", "bfloat16"]
+DeviceName = Literal["auto", "cpu", "cuda"]
+
+DTYPES: Mapping[DtypeName, torch.dtype] = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+}
+
+LEARNING_RATES: Mapping[OptimizerName, float] = {
+    "sgd": 0.05,
+    "nesterov": 0.05,
+    "look-ahead": 0.05,
+    "adagrad": 0.01,
+    "rmsprop": 0.001,
+    "adam": 0.001,
+    "adamw": 0.001,
+}
+
+NOT_RESUMABLE = ("run_dir", "resume", "config", "json", "quiet", "debug")
+"""Options of one call of the program, not of the run: they are not kept in config.json."""
+
+OPEN_ON_RESUME = ("max_epochs", "patience", "checkpoint_seconds")
+"""Options of the run that may change when it is resumed: they do not touch what is computed."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a network on a data set and watch it in TensorBoard.
+
+    With no options: an MLP on scikit-learn's digits, every backward pass by hand.
+    """
+
+    data: str = "digits"
+    """digits, breast_cancer, iris, wine, diabetes (regression), xor, or the path of a CSV or .npz
+    file."""
+    target: str | None = None
+    """Name of the column to predict in a CSV file; the last one if not given."""
+    task: Literal["auto", "classification", "regression"] = "auto"
+    """What the targets of a file are; auto: text and whole numbers are classes."""
+    model: ModelName = "mlp"
+    """mlp, logistic (one linear layer), maxout, or residual."""
+    hidden: tuple[int, ...] = (128, 64)
+    """Units of each hidden layer."""
+    activation: ActivationName = "relu"
+    """Activation function of the hidden layers."""
+    dropout: float = 0.0
+    """Probability that a hidden unit is left out while training."""
+    initializer: Initializer = "torch"
+    """How the weights begin."""
+    loss: LossName = "auto"
+    """auto: cross-entropy for classes, mse for numbers."""
+    reduction: Reduction = "mean"
+    """Mean or sum of the loss over a batch."""
+    label_smoothing: float = 0.0
+    """Cross-entropy: this share of each target is spread over all classes."""
+    l1: float = 0.0
+    """λ of the penalty λ Σ|w| on the weights."""
+    l2: float = 0.0
+    """λ of the penalty λ ½Σw² on the weights."""
+    optimizer: OptimizerName = "sgd"
+    """nesterov is torch's form, look-ahead the classical one."""
+    lr: float | None = None
+    """Learning rate; not given: 0.05 for sgd and both nesterov, 0.01 for adagrad, else 0.001."""
+    momentum: float = 0.9
+    """Momentum of sgd, nesterov, look-ahead and rmsprop."""
+    weight_decay: float = 0.0
+    """Weight decay of the optimizer, on all parameters."""
+    schedule: ScheduleName = "constant"
+    """Learning-rate schedule; cosine warms up over 5 epochs and ends at 0 after max-epochs."""
+    batch_size: int = 32
+    """Rows of a batch; 1 is online, 0 the full batch."""
+    accumulate: int = 1
+    """Batches whose gradients are added up for one update."""
+    max_epochs: int = 100
+    """Epochs at most."""
+    patience: int | None = 20
+    """Epochs without improvement after which to stop; None: never."""
+    min_delta: float = 0.0
+    """By how much the monitored value must improve to count."""
+    monitor: str = "val_loss"
+    """What early stopping watches: val_loss, train_loss, val_accuracy, train_accuracy, or with
+    regression val_r2, train_r2."""
+    clip_norm: float | None = None
+    """Shorten the gradient to this length."""
+    clip_value: float | None = None
+    """Bring each number of the gradient into [-c, c]."""
+    device: DeviceName = "auto"
+    """auto: CUDA where there is one, else the CPU."""
+    dtype: DtypeName = "float32"
+    """Type of all numbers of the network."""
+    seed: int = 0
+    """Seed of the split, the start, the order of the examples and the dropout masks."""
+    engine: EngineName = "manual"
+    """manual: by hand; autograd: the twin through torch.autograd and torch.optim; lockstep: both on
+    the same batches, compared at every step."""
+    lockstep_limit: float | None = None
+    """Largest relative difference that lockstep lets pass; not given: 1e-9 in float64, 1e-3 in
+    float32, 0.5 in bfloat16."""
+    checkpoint_seconds: float = 5.0
+    """Seconds between two checkpoints; 0: after every epoch. The last one is always written."""
+    run_dir: Path | None = None
+    """Directory of the run; not given: a new one under runs/ named by time and settings."""
+    resume: Path | None = None
+    """Continue the run in this directory, with its own settings."""
+    config: Path | None = None
+    """JSON file with settings, such as a run's config.json; options given here go before it."""
+    json: bool = False
+    """Print the result as JSON on standard output."""
+    quiet: bool = False
+    """No progress display and no summary."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def saved(self) -> dict[str, Any]:
+        """Return the settings of the run as config.json holds them."""
+        return {name: value for name, value in asdict(self).items() if name not in NOT_RESUMABLE}
+
+    def validate(self) -> None:
+        """Raise UsageError for the first number that is out of range."""
+        at_least_one = ("max_epochs", "accumulate")
+        at_least_zero = ("batch_size", "patience", "seed")
+        non_negative = ("momentum", "weight_decay", "min_delta", "l1", "l2", "checkpoint_seconds")
+        positive = ("lr", "clip_norm", "clip_value", "lockstep_limit")
+        for name in at_least_one:
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name in at_least_zero:
+            value = getattr(self, name)
+            self._require(name, value is None or value >= 0, "0 or more")
+        for name in non_negative:
+            value = getattr(self, name)
+            self._require(name, isfinite(value) and value >= 0, "0 or more")
+        for name in positive:
+            value = getattr(self, name)
+            self._require(name, value is None or (isfinite(value) and value > 0), "more than 0")
+        self._require("hidden", all(units >= 1 for units in self.hidden), "1 unit or more a layer")
+        self._require("dropout", 0 <= self.dropout < 1, "from 0 to below 1")
+        self._require("label_smoothing", 0 <= self.label_smoothing <= 1, "from 0 to 1")
+        self._require("momentum", self.momentum < 1, "below 1")
+        if self.optimizer == "nesterov":
+            self._require("momentum", self.momentum > 0, "more than 0 with --optimizer nesterov")
+        if self.l1 and self.l2:
+            raise UsageError("--l1 and --l2 exclude each other: choose one penalty")
+
+    def _require(self, name: str, holds: bool, rule: str) -> None:
+        if not holds:
+            value = getattr(self, name)
+            shown = " ".join(map(str, self.hidden)) if name == "hidden" else value
+            raise UsageError(f"--{name.replace('_', '-')} is {shown}: it must be {rule}")
+
+    @property
+    def learning_rate(self) -> float:
+        """Return the learning rate, given or the optimizer's default here."""
+        return LEARNING_RATES[self.optimizer] if self.lr is None else self.lr
+
+    def build_optimizer(self) -> Optimizer:
+        """Return the update rule."""
+        lr, decay = self.learning_rate, self.weight_decay
+        if self.optimizer in ("sgd", "nesterov"):
+            nesterov = self.optimizer == "nesterov"
+            return SGD(lr, self.momentum, weight_decay=decay, nesterov=nesterov)
+        if self.optimizer == "look-ahead":
+            return LookAheadNesterov(lr, self.momentum, decay)
+        if self.optimizer == "adagrad":
+            return Adagrad(lr, weight_decay=decay)
+        if self.optimizer == "rmsprop":
+            return RMSprop(lr, weight_decay=decay, momentum=self.momentum)
+        return (Adam if self.optimizer == "adam" else AdamW)(lr, weight_decay=decay)
+
+    def build_schedule(self) -> Schedule:
+        """Return the learning-rate schedule."""
+        if self.schedule == "cosine":
+            return CosineWithWarmup(self.max_epochs)
+        return {"constant": Constant(), "step": StepDecay(), "exponential": Exponential()}[
+            self.schedule
+        ]
+
+    def build_penalty(self) -> Penalty | None:
+        """Return the penalty λR(w), if there is one."""
+        if self.l1:
+            return Penalty(self.l1, "l1")
+        return Penalty(self.l2, "l2") if self.l2 else None
+
+
+def from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
+    """Return the configuration that a JSON file holds; UsageError for what does not belong."""
+    names = [item.name for item in fields(TrainConfig) if item.name not in NOT_RESUMABLE]
+    for name in values:
+        if name not in names:
+            raise UsageError(f"{where}: unknown setting {name!r}; {did_you_mean(name, names)}")
+    return TrainConfig(**values)

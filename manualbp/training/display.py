@@ -1,0 +1,88 @@
+"""What a person at a terminal sees of a run: progress on stderr, and what it came to at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from shlex import quote
+from time import monotonic
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from manualbp.training.early_stopping import EarlyStopping
+from manualbp.training.loop import EpochReport
+
+SECONDS_BETWEEN_UPDATES = 0.2
+"""Epochs of a small network take milliseconds; drawing each would cost more than training."""
+
+
+class Display:
+    """A progress bar with the curves' last values; nothing where stderr is no terminal."""
+
+    def __init__(self, max_epochs: int, score_name: str, *, quiet: bool) -> None:
+        console = Console(stderr=True)
+        self._max_epochs = max_epochs
+        self._score_name = score_name
+        self._progress = Progress(
+            TextColumn("epoch {task.completed:>4}/{task.total}"),
+            BarColumn(bar_width=12),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=console,
+            auto_refresh=False,
+            transient=True,
+            disable=quiet or not console.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._drawn_at = 0.0
+
+    def start(self, epoch: int) -> None:
+        """Show the bar, at the epochs that are done already."""
+        self._progress.start()
+        self._task = self._progress.add_task("", total=self._max_epochs, completed=epoch)
+
+    def epoch(self, report: EpochReport, stopper: EarlyStopping) -> None:
+        """Show the numbers of an epoch, if the last ones have stood for a while."""
+        if self._task is None or self._progress.disable:
+            return
+        if monotonic() - self._drawn_at < SECONDS_BETWEEN_UPDATES:
+            return
+        self._drawn_at = monotonic()
+        score = self._score_name
+        text = (
+            f"loss {report.train['loss']:.4f} val {report.val['loss']:.4f}  "
+            f"{score} {report.val[score]:.4f}  best {stopper.best_epoch or '-'}"
+        )
+        self._progress.update(self._task, completed=report.epoch, description=text, refresh=True)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self._progress.stop()
+
+
+def print_summary(console: Console, result: Mapping[str, Any]) -> None:
+    """Say what a run reached, why it stopped, where it lies, and how to look at it."""
+    score = "accuracy" if "test_accuracy" in result else "r2"
+    value, loss = result[f"test_{score}"], result["test_loss"]
+    reached = "not a number" if value is None else f"[bold]{value:.4f}[/bold]"
+    if loss is not None:
+        reached += f"  (loss {loss:.4f}, weights of epoch {result['best_epoch']})"
+    updates = result["steps_per_second"] * result["seconds"]
+    stopped = (
+        f"{result['stopped_reason']} after {result['epochs']} epochs, "
+        f"{updates:,.0f} updates, {result['seconds']:.1f} s"
+    )
+    engine = f"{result['engine']}, {result['device']}, {result['dtype']}"
+    run = Path(result["run_dir"])
+    table = Table.grid(padding=(0, 2))
+    table.add_row(f"Test {'R²' if score == 'r2' else score}", reached)
+    table.add_row("Stopped", stopped)
+    table.add_row("Engine", f"{engine}, {result['steps_per_second']:,.0f} updates/s")
+    table.add_row("Run", str(run))
+    console.print(table)
+    console.print(
+        f"Look at it with:  [bold]tensorboard --logdir {quote(str(run))}[/bold]", soft_wrap=True
+    )

@@ -1,0 +1,114 @@
+"""An engine makes the updates: by hand (here), through autograd, or both (in manualbp/checks)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from manualbp.layers import EVALUATION, Mode
+from manualbp.parameters import Parameters
+from manualbp.training.checkpoint import random_state, restore_random_state
+from manualbp.training.step import TrainingStep
+
+
+class Engine(Protocol):
+    """What the training loop needs of an engine. All names of tensors are torch.nn's."""
+
+    def plan(self, rates: Sequence[float]) -> None:
+        """Set the learning rates of the coming updates."""
+        ...
+
+    def step(self, x: Tensor, target: Tensor) -> Tensor:
+        """Make one update; return the outputs before it."""
+        ...
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Return the outputs in evaluation mode."""
+        ...
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """Return the parameters themselves, not copies."""
+        ...
+
+    def gradients(self) -> Mapping[str, Tensor]:
+        """Return the gradients of the last update."""
+        ...
+
+    def load_weights(self, state: Mapping[str, Tensor]) -> None:
+        """Copy parameters in; ValueError if names or shapes differ."""
+        ...
+
+    def memory(self) -> dict[str, Any]:
+        """Return a copy of all else that the next updates depend on: optimiser and masks."""
+        ...
+
+    def load_memory(self, memory: Mapping[str, Any]) -> None:
+        """Take such a copy back."""
+        ...
+
+
+class ManualEngine:
+    """Every pass by hand."""
+
+    def __init__(self, step: TrainingStep, params: Parameters, generator: torch.Generator) -> None:
+        self.training_step = step
+        self.params = params
+        self.grads = params.zeros_like()
+        self.state = step.optimizer.init(params.flat)
+        self.generator = generator
+        self.mode = Mode(training=True, generator=generator)
+        self.steps = 0
+        self._coefficients: Iterator[Sequence[Tensor]] = iter(())
+
+    def plan(self, rates: Sequence[float]) -> None:
+        """Compute the coefficients of the coming updates and bring them to the device at once."""
+        rule = self.training_step.optimizer
+        table = [rule.coefficients(self.steps + i, rate) for i, rate in enumerate(rates, 1)]
+        flat = self.params.flat
+        rows = torch.tensor(table, dtype=torch.float64).to(flat.device, flat.dtype)
+        self._coefficients = (row.unbind() for row in rows.unbind())
+
+    @torch.inference_mode()
+    def step(self, x: Tensor, target: Tensor) -> Tensor:
+        """Make one update; return the outputs before it."""
+        coefficients = next(self._coefficients)
+        self.steps += 1
+        return self.training_step(
+            self.params, self.grads, self.state, x, target, coefficients, self.mode
+        )
+
+    @torch.inference_mode()
+    def predict(self, x: Tensor) -> Tensor:
+        """Return the outputs in evaluation mode."""
+        y, _ = self.training_step.model.forward(self.params.views, x, mode=EVALUATION)
+        return y
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """Return the parameters themselves, not copies."""
+        return self.params.named()
+
+    def gradients(self) -> Mapping[str, Tensor]:
+        """Return the gradients of the last update."""
+        return self.grads.named()
+
+    def load_weights(self, state: Mapping[str, Tensor]) -> None:
+        """Copy parameters in; ValueError if names or shapes differ."""
+        self.params.load_state_dict(state)
+
+    def memory(self) -> dict[str, Any]:
+        """Return a copy of the optimiser's tensors, the count of updates and the masks' state."""
+        return {
+            "state": {name: tensor.clone() for name, tensor in self.state.items()},
+            "steps": self.steps,
+            "random": random_state({"masks": self.generator}),
+        }
+
+    def load_memory(self, memory: Mapping[str, Any]) -> None:
+        """Take such a copy back."""
+        for name, tensor in self.state.items():
+            tensor.copy_(memory["state"][name])
+        self.steps = memory["steps"]
+        restore_random_state({"masks": self.generator}, memory["random"])

@@ -1,0 +1,213 @@
+"""The curves of a run, as TensorBoard shows them.
+
+The step of everything is the epoch, counted from 1. TensorBoard's first page groups the charts by
+the part of the tag before "/", sorts the groups and opens the first two only. These are accuracy
+and loss, or loss and r2: the names of all other groups come after them in the alphabet.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from manualbp.errors import UsageError
+
+# TensorBoard comes without types: these three names are all of it that is used here.
+Summary: Any = import_module("tensorboard.compat.proto.summary_pb2").Summary
+hparams_pb: Any = import_module("tensorboard.plugins.hparams.summary_v2").hparams_pb
+Writer: TypeAlias = Any
+"""A SummaryWriter."""
+
+MAX_BINS = 64
+MAX_CLASSES_WITH_COUNTS = 20
+"""With more classes, the cells of a confusion matrix are too small for a number."""
+
+
+class RunLogs:
+    """Event files in RUN/train and RUN/val; TensorBoard draws equal tags of both in one chart.
+
+    `resume_after=e` hides what an interrupted run has logged of epochs > e, so that the curves
+    equal those of a run never interrupted. Raises UsageError if the clock is behind its files.
+    """
+
+    def __init__(self, run: Path, *, resume_after: int | None = None) -> None:
+        if resume_after is not None:
+            _wait_until_names_sort_last(run)
+        hidden_from = None if resume_after is None else resume_after + 1
+        self._name = run.resolve().name
+        self._last_epoch = resume_after or 0
+        self._train: Writer = SummaryWriter(str(run / "train"), purge_step=hidden_from)
+        self._val: Writer = SummaryWriter(str(run / "val"), purge_step=hidden_from)
+
+    def __enter__(self) -> RunLogs:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def epoch(
+        self,
+        epoch: int,
+        *,
+        train: Mapping[str, float],
+        val: Mapping[str, float],
+        learning_rate: float,
+    ) -> None:
+        """Log loss and accuracy (or r2) under these names, and the learning rate of the epoch."""
+        _scalars(self._train, epoch, {**train, "updates/learning_rate": learning_rate})
+        _scalars(self._val, epoch, val)
+        self._last_epoch = epoch
+
+    def updates(
+        self,
+        epoch: int,
+        *,
+        gradient_norms: Mapping[str, float],
+        update_ratios: Mapping[str, float],
+    ) -> None:
+        """Log |gradient| and |update| / |weight| of each parameter, by its name."""
+        norms = {f"updates/gradient_norm/{name}": norm for name, norm in gradient_norms.items()}
+        ratios = {f"updates/update_to_weight/{name}": r for name, r in update_ratios.items()}
+        _scalars(self._train, epoch, {**norms, **ratios})
+
+    def histograms(
+        self, epoch: int, *, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor]
+    ) -> None:
+        """Log how the numbers of each parameter and of its gradient are spread.
+
+        Leaves out a tensor that is empty or holds a number that is not finite in float32.
+        """
+        for name, weight in weights.items():
+            _histogram(self._train, f"weights/{name}", weight, epoch)
+        for name, gradient in gradients.items():
+            _histogram(self._train, f"weights_gradient/{name}", gradient, epoch)
+
+    def difference(self, epoch: int, *, gradients: float, parameters: float) -> None:
+        """Log the largest relative difference between what is computed by hand and by autograd."""
+        tags = {"vs_autograd/gradients": gradients, "vs_autograd/parameters": parameters}
+        _scalars(self._train, epoch, tags)
+
+    def confusion_matrix(self, epoch: int, matrix: Tensor, classes: tuple[str, ...]) -> None:
+        """Draw matrix[k, j], (K, K): how many examples of class k were taken for class j."""
+        picture = _draw_confusion_matrix(matrix, classes)
+        self._val.add_image("result/confusion_matrix", picture, epoch, dataformats="HWC")
+
+    def configuration(self, configuration: Mapping[str, object]) -> None:
+        """Log a table of the settings. Once, before the first epoch: a resumed run keeps it."""
+        rows = [f"| {name} | {_as_code(value)} |" for name, value in configuration.items()]
+        table = "\n".join(["| setting | value |", "|:--|:--|", *rows])
+        self._train.add_text("configuration", table, 0)
+
+    def hparams(
+        self, hparams: Mapping[str, bool | str | float | int], metrics: Mapping[str, float]
+    ) -> None:
+        """Log the run's row in the table of the HPARAMS page, and its metrics as "result/NAME".
+
+        Once, after the last epoch E. The step is E + 1: a run that is resumed after E has then
+        hidden it and can log it anew.
+        """
+        step = self._last_epoch + 1
+        row = hparams_pb(dict(hparams), trial_id=self._name)
+        self._val.file_writer.add_summary(row, step)
+        _scalars(self._val, step, {f"result/{name}": value for name, value in metrics.items()})
+
+    def flush(self) -> None:
+        """Return when the files hold all that was logged, even if the process is killed next."""
+        self._train.flush()
+        self._val.flush()
+
+    def close(self) -> None:
+        """Flush and close the files. A second call does nothing."""
+        self._train.close()
+        self._val.close()
+
+
+def _wait_until_names_sort_last(run: Path) -> None:
+    """Wait until the name of a new event file sorts after those of the interrupted run.
+
+    TensorBoard reads the files of a directory in the order of their names, which tell the second
+    they were opened in ("events.out.tfevents.1767225600. ..."). A resumed run's file can only hide
+    what was read before it.
+    """
+    files = run.glob("*/events.out.tfevents.*")
+    newest = max((int(file.name.split(".")[3]) for file in files), default=0)
+    behind = newest - time.time()
+    if behind > 10:
+        raise UsageError(
+            f"the clock is {behind:.0f} s behind the event files in {run}: set it, then resume"
+        )
+    while time.time() < newest + 1:
+        time.sleep(0.01)
+
+
+def _scalars(writer: Writer, step: int, values: Mapping[str, float]) -> None:
+    # One event for all of them costs less than half as much as an add_scalar for each.
+    tagged = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+    writer.file_writer.add_summary(Summary(value=tagged), step)
+
+
+def _histogram(writer: Writer, tag: str, tensor: Tensor, step: int) -> None:
+    # To float32 here, as add_histogram turns bfloat16 into float16, where small gradients are 0.
+    values = tensor.detach().float().cpu().numpy()
+    if values.size == 0 or not np.isfinite(values).all():
+        return
+    # The Rice rule, 2 ∛n bins. Not bins="auto": for a few numbers far from the rest it asks for
+    # millions of bins (in NumPy 1), and it raises for equal numbers above 1e16.
+    bins = min(MAX_BINS, round(2 * values.size ** (1 / 3)))
+    edges = np.linspace(values.min(), values.max(), bins + 1, dtype=np.float64)
+    writer.add_histogram(tag, values, step, bins=edges)
+
+
+def _draw_confusion_matrix(matrix: Tensor, classes: tuple[str, ...]) -> NDArray[np.uint8]:
+    """Return a picture (H, W, 3). The darker a cell, the larger its share of the row."""
+    counts = matrix.cpu().numpy()
+    right, total = int(counts.trace()), int(counts.sum())
+    share = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+    shade = np.sqrt(share)  # so that a rare confusion, 1 in 40 say, still shows
+
+    cell = 0.08 * (1 + max(2, len(str(counts.max()))))  # inches, wide enough for the counts
+    side = min(max(3.0, 1.0 + cell * len(classes)), 11.0)
+    figure = Figure(figsize=(side, side), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = cast(Any, figure.add_subplot())  # matplotlib leaves its keyword arguments untyped
+    axes.imshow(shade, cmap="Blues", vmin=0, vmax=1)
+    axes.set_title(f"{right} of {total} right", fontsize=10)
+    axes.set(xlabel="predicted", ylabel="true")
+
+    with_counts = len(classes) <= MAX_CLASSES_WITH_COUNTS
+    size = 9 if with_counts else 7
+    names = [name if len(name) <= 16 else name[:15] + "…" for name in classes]
+    rotation = 90 if max(map(len, names)) > 2 else 0
+    # parse_math=False: the name of a class may hold dollar signs.
+    every = 1 + len(names) // 60  # there is room for 60 names
+    ticks, names = range(0, len(names), every), names[::every]
+    axes.set_xticks(ticks, names, fontsize=size, rotation=rotation, parse_math=False)
+    axes.set_yticks(ticks, names, fontsize=size, parse_math=False)
+    if with_counts:
+        for i, j in np.argwhere(counts):
+            ink = "white" if shade[i, j] > 0.6 else "black"
+            axes.text(j, i, counts[i, j], color=ink, fontsize=size, ha="center", va="center")
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba(), dtype=np.uint8)[:, :, :3]
+
+
+def _as_code(value: object) -> str:
+    """Return the value as Markdown code, in which "|", "*" and "_" are nothing but themselves."""
+    text = str(value).replace("\n", " ").replace("`", "'")
+    return f"`{text}`" if text else ""

@@ -1,0 +1,196 @@
+"""The training loop: epochs of updates, validation after each, early stopping.
+
+It knows an engine, not how the engine computes; it tells an observer, not what becomes of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import isfinite
+from time import perf_counter
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from manualbp.schedules import Schedule
+from manualbp.training.data import Split, batches
+from manualbp.training.early_stopping import EarlyStopping, StopReason
+from manualbp.training.engine import Engine
+from manualbp.training.objective import Objective
+
+Weights = dict[str, Tensor]
+
+
+@dataclass
+class Progress:
+    """Where a run stands: what a checkpoint holds beside the engine and early stopping."""
+
+    epoch: int = 0  # complete epochs
+    position: int = 0  # updates done in the epoch under way
+    steps: int = 0  # updates done in all
+    seconds: float = 0.0  # spent in epochs
+    outputs: Tensor | None = None  # of the epoch under way, for its loss; None between epochs
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What one epoch came to. Norms and ratios are of the epoch's last update, if asked for."""
+
+    epoch: int
+    train: Mapping[str, float]
+    val: Mapping[str, float]
+    learning_rate: float
+    gradient_norms: Mapping[str, float]
+    update_ratios: Mapping[str, float]
+
+
+class Observer(Protocol):
+    """Who follows a run: logs, progress display, checkpoints."""
+
+    def wants_details(self, epoch: int) -> bool:
+        """Return whether the norms of gradients and updates are wanted for this epoch."""
+        ...
+
+    def after_update(self, trainer: Trainer) -> None:
+        """Hear that an update is done that is not the last of its epoch."""
+        ...
+
+    def after_epoch(self, trainer: Trainer, report: EpochReport) -> None:
+        """Hear that an epoch is done."""
+        ...
+
+
+class NotFinite(Exception):
+    """The loss of an epoch is NaN or infinite; the trainer is back where that epoch began."""
+
+
+@dataclass
+class Trainer:
+    """Everything that a run is made of, and `fit`, which runs it."""
+
+    engine: Engine
+    objective: Objective
+    schedule: Schedule
+    learning_rate: float
+    train: Split
+    val: Split
+    batch_size: int  # rows of one update; 0 is all of them
+    max_epochs: int
+    stopper: EarlyStopping
+    seed: int
+    progress: Progress = field(default_factory=Progress)
+    best: Weights = field(default_factory=dict[str, Tensor])
+
+    def fit(self, observer: Observer) -> StopReason:
+        """Train until early stopping or `max_epochs`; return why it ended.
+
+        Raises NotFinite when the loss of an epoch is not a number any more.
+        """
+        while self.stopper.reason is None and self.progress.epoch < self.max_epochs:
+            report = self.run_epoch(observer)
+            observer.after_epoch(self, report)
+        return self.stopper.reason or "max epochs"
+
+    def run_epoch(self, observer: Observer) -> EpochReport:
+        """Make the updates of one epoch, or what is left of it, validate, and decide."""
+        progress, start = self.progress, self.snapshot()
+        began = perf_counter() - progress.seconds
+        epoch = progress.epoch + 1
+        details = observer.wants_details(epoch)
+        steps, rates = self.plan_epoch()
+        before: Weights = {}
+        for position in range(progress.position, len(steps)):
+            batch = steps[position]
+            last = position == len(steps) - 1
+            if last and details:
+                before = copy(self.engine.weights())
+            self.record(self.engine.step(batch.x, batch.t))
+            if not last:
+                progress.seconds = perf_counter() - began
+                observer.after_update(self)
+        assert progress.outputs is not None
+        targets = torch.cat([batch.t for batch in steps])
+        train = self.objective.metrics(progress.outputs, targets)
+        val = self.objective.metrics(self.engine.predict(self.val.x), self.val.t)
+        if not isfinite(train["loss"]):
+            self.restore(start)
+            raise NotFinite
+        progress.epoch, progress.position, progress.outputs = epoch, 0, None
+        progress.seconds = perf_counter() - began
+        values = {f"train_{k}": v for k, v in train.items()}
+        values |= {f"val_{k}": v for k, v in val.items()}
+        if self.stopper.update(epoch, values[self.stopper.monitor]).improved:
+            self.best = copy(self.engine.weights())
+        norms, ratios = self._details(before) if details else ({}, {})
+        return EpochReport(epoch, train, val, rates[-1], norms, ratios)
+
+    def plan_epoch(self) -> tuple[list[Split], list[float]]:
+        """Return the batches of the epoch under way and their learning rates; tell the engine.
+
+        The order of the examples follows from seed and epoch alone, so a run that goes on in the
+        middle of an epoch finds the same batches.
+        """
+        epoch = self.progress.epoch
+        generator = torch.Generator().manual_seed(self.seed + 1_000_003 * (epoch + 1))
+        order = torch.randperm(len(self.train), generator=generator)
+        steps = list(batches(self.train, self.batch_size, order.to(self.train.x.device)))
+        fractions = [epoch + position / len(steps) for position in range(len(steps))]
+        rates = [self.learning_rate * self.schedule.factor(fraction) for fraction in fractions]
+        self.engine.plan(rates[self.progress.position :])
+        return steps, rates
+
+    def record(self, y: Tensor) -> None:
+        """Keep the outputs of an update: their loss is the epoch's training loss."""
+        progress = self.progress
+        if progress.outputs is None:
+            progress.outputs = y.new_empty(len(self.train), *y.shape[1:])
+        first = progress.position * (self.batch_size or len(self.train))
+        progress.outputs.narrow(0, first, len(y)).copy_(y)
+        progress.position += 1
+        progress.steps += 1
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return a copy of all that the next updates depend on; also what a checkpoint holds."""
+        progress = self.progress
+        return {
+            "weights": copy(self.engine.weights()),
+            "memory": self.engine.memory(),
+            "early_stopping": self.stopper.state_dict(),
+            "epoch": progress.epoch,
+            "position": progress.position,
+            "steps": progress.steps,
+            "seconds": progress.seconds,
+            "outputs": None if progress.outputs is None else progress.outputs.clone(),
+        }
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Go back to a snapshot. Raises ValueError or KeyError for one of another run."""
+        self.engine.load_weights(snapshot["weights"])
+        self.engine.load_memory(snapshot["memory"])
+        self.stopper.load_state_dict(snapshot["early_stopping"])
+        names = ("epoch", "position", "steps", "seconds", "outputs")
+        self.progress = Progress(**{name: snapshot[name] for name in names})
+        if self.progress.outputs is not None:
+            self.progress.outputs = self.progress.outputs.to(self.train.x.device, copy=True)
+
+    def _details(self, before: Weights) -> tuple[dict[str, float], dict[str, float]]:
+        """Return |gradient| and |update| / |weight| of the last update, for each parameter."""
+        weights, gradients = self.engine.weights(), self.engine.gradients()
+        norms = {name: length(gradient) for name, gradient in gradients.items()}
+        ratios = {
+            name: length(weights[name] - old) / max(length(old), 1e-12)
+            for name, old in before.items()
+        }
+        return norms, ratios
+
+
+def length(tensor: Tensor) -> float:
+    """Return the Euclidean norm."""
+    return float(tensor.double().square().sum().sqrt())
+
+
+def copy(weights: Mapping[str, Tensor]) -> Weights:
+    """Return copies that later updates leave alone."""
+    return {name: tensor.clone() for name, tensor in weights.items()}

@@ -1,0 +1,99 @@
+"""What a network is trained for: which loss, on which form of the targets, and how good it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from manualbp.errors import UsageError
+from manualbp.losses import (
+    AnyLoss,
+    BCEWithLogitsLoss,
+    CrossEntropyLoss,
+    HalfSquaredError,
+    MSELoss,
+    Reduction,
+)
+from manualbp.training.data import Data, Split
+
+LossName = Literal["auto", "cross-entropy", "bce", "mse", "half-squared-error"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss together with the task it serves."""
+
+    loss: AnyLoss
+    task: Literal["classification", "regression"]
+    outputs: int
+
+    @property
+    def score_name(self) -> str:
+        """Return what is reported beside the loss: "accuracy" or "r2"."""
+        return "accuracy" if self.task == "classification" else "r2"
+
+    def targets(self, split: Split) -> Split:
+        """Return the split with its targets in the form that the loss takes."""
+        if self.task == "regression" or isinstance(self.loss, CrossEntropyLoss):
+            return split
+        if isinstance(self.loss, BCEWithLogitsLoss):
+            return replace(split, t=split.t.unsqueeze(1).to(split.x.dtype))
+        one_hot = torch.zeros(len(split), self.outputs, dtype=split.x.dtype, device=split.x.device)
+        return replace(split, t=one_hot.scatter_(1, split.t.unsqueeze(1), 1.0))
+
+    def metrics(self, y: Tensor, target: Tensor) -> dict[str, float]:
+        """Return the mean loss and the score of outputs y (N, K), read back in one transfer."""
+        mean, _ = self.loss.reduced_by("mean").forward(y, target)
+        both = torch.stack([mean.double(), self._score(y, target)]).cpu()
+        return {"loss": float(both[0]), self.score_name: float(both[1])}
+
+    def classes(self, y: Tensor) -> Tensor:
+        """Return the class that each row of outputs, or of targets as numbers, stands for."""
+        if isinstance(self.loss, BCEWithLogitsLoss):
+            return (y.squeeze(1) > 0).long()
+        return y.argmax(1)
+
+    def _score(self, y: Tensor, target: Tensor) -> Tensor:
+        if self.task == "classification":
+            return (self.classes(y) == self.labels(target)).double().mean()
+        # R² = 1 - Σ (t - y)² / Σ (t - mean t)², its mean over the outputs
+        t, y = target.double(), y.double()
+        spread = ((t - t.mean(0)) ** 2).sum(0)
+        return (1 - ((t - y) ** 2).sum(0) / spread).mean()
+
+    def labels(self, target: Tensor) -> Tensor:
+        """Return the class indices that targets in the loss's form stand for."""
+        if isinstance(self.loss, CrossEntropyLoss):
+            return target
+        return self.classes(target)
+
+
+def objective(
+    data: Data, name: LossName, reduction: Reduction, label_smoothing: float
+) -> Objective:
+    """Return the objective for a data set; UsageError where loss and task do not fit."""
+    if data.task == "regression":
+        if name in ("cross-entropy", "bce"):
+            raise UsageError(
+                f"--loss {name} needs classes, but the targets of {data.name} are numbers: "
+                "use --loss mse or half-squared-error"
+            )
+        squared = HalfSquaredError if name == "half-squared-error" else MSELoss
+        return Objective(squared(reduction), "regression", data.outputs)
+    if label_smoothing and name not in ("auto", "cross-entropy"):
+        raise UsageError(f"--label-smoothing belongs to --loss cross-entropy, not to {name}")
+    if name == "bce":
+        if data.outputs != 2:
+            raise UsageError(
+                f"--loss bce separates 2 classes, but {data.name} has {data.outputs}: "
+                "use --loss cross-entropy"
+            )
+        return Objective(BCEWithLogitsLoss(reduction), "classification", 1)
+    if name in ("mse", "half-squared-error"):
+        squared = HalfSquaredError if name == "half-squared-error" else MSELoss
+        return Objective(squared(reduction), "classification", data.outputs)
+    loss = CrossEntropyLoss(reduction=reduction, label_smoothing=label_smoothing)
+    return Objective(loss, "classification", data.outputs)

@@ -1,0 +1,358 @@
+"""One run from its settings to its result: data, model, directory, logs, checkpoints, test."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib import import_module
+from math import isfinite
+from pathlib import Path
+from shlex import quote
+from time import monotonic
+from types import FrameType
+from typing import Any
+
+import torch
+
+from manualbp.errors import CheckFailed, UsageError
+from manualbp.models import build
+from manualbp.parameters import Parameters
+from manualbp.training import checkpoint
+from manualbp.training.config import DTYPES, TrainConfig
+from manualbp.training.data import Data, load
+from manualbp.training.diagnosis import first_not_finite
+from manualbp.training.display import Display
+from manualbp.training.early_stopping import EarlyStopping, StopReason
+from manualbp.training.engine import Engine
+from manualbp.training.logs import RunLogs
+from manualbp.training.loop import EpochReport, NotFinite, Trainer
+from manualbp.training.objective import objective
+from manualbp.training.run_directory import RunDirectory, default_path, write_json
+from manualbp.training.step import TrainingStep
+
+RUNS = Path("runs")
+DETAILS_EVERY = 5  # epochs: norms of gradients and updates
+HISTOGRAMS_EVERY = 20
+
+EngineBuilder = Callable[
+    [str, TrainingStep, Parameters, Callable[[], torch.Generator], float | None], Engine
+]
+
+# scikit-learn has no types.
+sklearn_metrics = import_module("sklearn.metrics")
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM came; raised between two updates, where everything fits together."""
+
+    def __init__(self, signal_number: int, run: Path) -> None:
+        super().__init__(f"interrupted; go on with: manualbp train --resume {quote(str(run))}")
+        self.exit_code = 128 + signal_number
+
+
+def train(config: TrainConfig, build_engine: EngineBuilder) -> dict[str, Any]:
+    """Train as configured, or go on with `config.resume`, and return what result.json holds.
+
+    Raises UsageError for bad input, before anything is written; CheckFailed when the numbers are
+    not finite any more or lockstep finds a difference; Interrupted after a signal. Whatever ends
+    training, the best weights are in best.pt, and the state to go on from is in last.pt.
+    """
+    config.validate()
+    device = resolve_device(config.device)
+    data = load(
+        config.data,
+        seed=config.seed,
+        dtype=DTYPES[config.dtype],
+        device=device,
+        target=config.target,
+        task=config.task,
+    )
+    run = Run.prepare(config, data, device, build_engine)
+    with ExitStack() as stack:
+        directory = stack.enter_context(open_directory(config))
+        run.open(directory)
+        stack.callback(run.close)
+        return run.run()
+
+
+@dataclass
+class Run:
+    """A run under way: the trainer, and what happens to its reports."""
+
+    config: TrainConfig
+    data: Data
+    device: torch.device
+    step: TrainingStep
+    params: Parameters
+    trainer: Trainer
+    display: Display
+    directory: RunDirectory = field(init=False)
+    logs: RunLogs = field(init=False)
+    _saved_at: float = field(default=0.0, init=False)
+    _signal: int | None = field(default=None, init=False)
+
+    @classmethod
+    def prepare(
+        cls, config: TrainConfig, data: Data, device: torch.device, build_engine: EngineBuilder
+    ) -> Run:
+        """Build everything that needs no directory. Raises UsageError for settings that clash."""
+        goal = objective(data, config.loss, config.reduction, config.label_smoothing)
+        model = build(
+            config.model,
+            data.features,
+            goal.outputs,
+            hidden=config.hidden,
+            activation=config.activation,
+            dropout=config.dropout,
+            initializer=config.initializer,
+        )
+        step = TrainingStep(
+            model,
+            goal.loss,
+            config.build_optimizer(),
+            config.build_penalty(),
+            config.clip_norm,
+            config.clip_value,
+            micro_batch=config.batch_size if config.accumulate > 1 else 0,
+        )
+        start = torch.Generator().manual_seed(config.seed)
+        params = model.parameters(start, dtype=DTYPES[config.dtype], device=device)
+
+        def masks() -> torch.Generator:
+            return torch.Generator(device).manual_seed(config.seed)
+
+        stopper = EarlyStopping(
+            monitor=config.monitor, patience=config.patience, min_delta=config.min_delta
+        )
+        monitors = [
+            f"{part}_{what}" for part in ("val", "train") for what in ("loss", goal.score_name)
+        ]
+        if config.monitor not in monitors:
+            raise UsageError(
+                f"--monitor {config.monitor}: with {data.name} there are {', '.join(monitors)}"
+            )
+        trainer = Trainer(
+            engine=build_engine(config.engine, step, params, masks, config.lockstep_limit),
+            objective=goal,
+            schedule=config.build_schedule(),
+            learning_rate=config.learning_rate,
+            train=goal.targets(data.train),
+            val=goal.targets(data.val),
+            batch_size=config.batch_size * config.accumulate,
+            max_epochs=config.max_epochs,
+            stopper=stopper,
+            seed=config.seed,
+        )
+        display = Display(config.max_epochs, goal.score_name, quiet=config.quiet)
+        return cls(config, data, device, step, params, trainer, display)
+
+    def open(self, directory: RunDirectory) -> None:
+        """Load the checkpoint if there is one, write config.json for a new run, open the logs."""
+        self.directory = directory
+        resumed = self.config.resume is not None
+        if resumed and directory.last.exists():
+            self._load_checkpoint()
+        if not resumed:
+            write_json(directory.config, self.config.saved())
+        after = self.trainer.progress.epoch if resumed else None
+        self.logs = RunLogs(directory.path, resume_after=after)
+        if not after:
+            self.logs.configuration(self.config.saved())
+
+    def close(self) -> None:
+        """Close display and logs."""
+        self.display.close()
+        self.logs.close()
+
+    def run(self) -> dict[str, Any]:
+        """Train, then test with the best weights and write the result."""
+        self._saved_at = monotonic()
+        try:
+            with self._signals():
+                self.display.start(self.trainer.progress.epoch)
+                reason = self.trainer.fit(self)
+        except Interrupted:
+            self._save()
+            self._finish("interrupted")
+            raise
+        except NotFinite:
+            self._save()
+            where = first_not_finite(self.trainer, self.step.model, self.params)
+            self._finish("non-finite")
+            raise CheckFailed(f"{where}; a smaller --lr or --clip-norm may help") from None
+        self._save()
+        result = self._finish(reason)
+        if reason == "non-finite":
+            epoch = self.trainer.progress.epoch
+            raise CheckFailed(f"{self.config.monitor} is not finite any more after epoch {epoch}")
+        return result
+
+    def wants_details(self, epoch: int) -> bool:
+        """Return whether this epoch logs the norms of gradients and updates."""
+        return epoch == 1 or epoch % DETAILS_EVERY == 0
+
+    def after_update(self, trainer: Trainer) -> None:
+        """Look for a signal, and save when it is time, between two updates."""
+        self._raise_if_signalled()
+        seconds = self.config.checkpoint_seconds
+        if seconds and monotonic() - self._saved_at > seconds:
+            self._save()
+
+    def after_epoch(self, trainer: Trainer, report: EpochReport) -> None:
+        """Log the epoch, save when it is time, and look for a signal."""
+        epoch = report.epoch
+        self.logs.epoch(
+            epoch, train=report.train, val=report.val, learning_rate=report.learning_rate
+        )
+        if report.gradient_norms:
+            self.logs.updates(
+                epoch, gradient_norms=report.gradient_norms, update_ratios=report.update_ratios
+            )
+        if epoch == 1 or epoch % HISTOGRAMS_EVERY == 0:
+            engine = trainer.engine
+            self.logs.histograms(epoch, weights=engine.weights(), gradients=engine.gradients())
+        largest: Mapping[str, float] | None = getattr(trainer.engine, "largest", None)
+        if largest is not None:
+            self.logs.difference(epoch, **largest)
+        self.display.epoch(report, trainer.stopper)
+        if monotonic() - self._saved_at >= self.config.checkpoint_seconds:
+            self._save()
+        self._raise_if_signalled()
+
+    def _save(self) -> None:
+        """Write best.pt, then last.pt: after a kill between the two, best.pt is only ahead.
+
+        The logs come first, so that they hold at least all epochs that the checkpoint has.
+        """
+        self.logs.flush()
+        if self.trainer.best:
+            best = {"weights": self.trainer.best, "epoch": self.trainer.stopper.best_epoch}
+            checkpoint.save(self.directory.best, best)
+        checkpoint.save(self.directory.last, self.trainer.snapshot())
+        self._saved_at = monotonic()
+
+    def _load_checkpoint(self) -> None:
+        """Go back to where last.pt stands."""
+        last = checkpoint.load(self.directory.last)
+        try:
+            self.trainer.restore(last)
+        except (ValueError, KeyError, RuntimeError, TypeError) as error:
+            raise UsageError(
+                f"checkpoint {self.directory.last} is of another model or run: {error}"
+            ) from error
+        if self.trainer.stopper.best_epoch is not None:
+            best = checkpoint.load(self.directory.best)
+            try:
+                self.params.clone().load_state_dict(best["weights"])
+            except (ValueError, KeyError) as error:
+                raise UsageError(
+                    f"checkpoint {self.directory.best} is of another model: {error}"
+                ) from error
+            self.trainer.best = {n: t.to(self.device) for n, t in best["weights"].items()}
+        stopper = self.trainer.stopper
+        if stopper.reason == "patience exhausted" and (
+            stopper.patience is None or stopper.wait < stopper.patience
+        ):
+            stopper.reason = None  # the run goes on with more patience than it had
+
+    def _finish(self, reason: StopReason) -> dict[str, Any]:
+        """Evaluate the best weights on the test split; log and write the result."""
+        trainer, goal = self.trainer, self.trainer.objective
+        test = goal.targets(self.data.test)
+        if trainer.best:
+            trainer.engine.load_weights(trainer.best)
+        val = goal.metrics(trainer.engine.predict(trainer.val.x), trainer.val.t)
+        y = trainer.engine.predict(test.x)
+        metrics = goal.metrics(y, test.t)
+        epoch, stopper = trainer.progress.epoch, trainer.stopper
+        if goal.task == "classification":
+            matrix = sklearn_metrics.confusion_matrix(
+                goal.labels(test.t).cpu().numpy(),
+                goal.classes(y).cpu().numpy(),
+                labels=list(range(len(self.data.classes))),
+            )
+            best_epoch = stopper.best_epoch or epoch
+            self.logs.confusion_matrix(best_epoch, torch.as_tensor(matrix), self.data.classes)
+        seconds = trainer.progress.seconds
+        measured = {
+            "best_val_loss": _number(val["loss"]),
+            "test_loss": _number(metrics["loss"]),
+            f"test_{goal.score_name}": _number(metrics[goal.score_name]),
+        }
+        result = {
+            "run_dir": str(self.directory.path),
+            "engine": self.config.engine,
+            "device": self.device.type,
+            "dtype": self.config.dtype,
+            "epochs": epoch,
+            "stopped_reason": reason,
+            "best_epoch": stopper.best_epoch,
+            **measured,
+            "seconds": seconds,
+            "steps_per_second": trainer.progress.steps / seconds if seconds else 0.0,
+        }
+        self.logs.hparams(
+            {name: _plain(value) for name, value in self.config.saved().items()},
+            {name: value for name, value in measured.items() if value is not None},
+        )
+        self.logs.flush()
+        write_json(self.directory.result, result)
+        return result
+
+    @contextmanager
+    def _signals(self) -> Generator[None]:
+        """Note SIGINT and SIGTERM, to act on them between two updates."""
+
+        def note(number: int, frame: FrameType | None) -> None:
+            if self._signal is not None:
+                raise KeyboardInterrupt  # the second one does not wait
+            self._signal = number
+
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _raise_if_signalled(self) -> None:
+        if self._signal is not None:
+            raise Interrupted(self._signal, self.directory.path)
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device; UsageError if CUDA is asked for and absent."""
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise UsageError("--device cuda: there is no CUDA device here; use --device cpu or auto")
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def open_directory(config: TrainConfig) -> RunDirectory:
+    """Return the directory of a new run, or of the one to go on with, locked."""
+    if config.resume is not None:
+        return RunDirectory.resume(config.resume)
+    path = config.run_dir or default_path(
+        RUNS,
+        data=config.data,
+        model=config.model,
+        engine=config.engine,
+        seed=config.seed,
+        now=datetime.now(),
+    )
+    return RunDirectory.create(path)
+
+
+def _number(value: float) -> float | None:
+    """Return the value, or None, JSON's null, for NaN and infinity."""
+    return value if isfinite(value) else None
+
+
+def _plain(value: Any) -> bool | str | float | int:
+    """Return a setting as TensorBoard's hparams take it."""
+    if isinstance(value, bool | int | float | str):
+        return value
+    return "-" if value is None else " ".join(map(str, value))

@@ -1,0 +1,73 @@
+"""One training step by hand: forward, error, backward, update. It depends on tensors only.
+
+No number is read back from the device and nothing branches on data, so the step can be recorded
+once and replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from manualbp.layers import AnyLayer, Mode
+from manualbp.losses import AnyLoss, Penalty
+from manualbp.optimizers import Optimizer, State, clip_norm_, clip_value_
+from manualbp.parameters import Parameters
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """What one update does, `micro_batch` rows at a time; 0 is all at once."""
+
+    model: AnyLayer
+    loss: AnyLoss
+    optimizer: Optimizer
+    penalty: Penalty | None = None
+    clip_norm: float | None = None
+    clip_value: float | None = None
+    micro_batch: int = 0
+
+    def __call__(
+        self,
+        params: Parameters,
+        grads: Parameters,
+        state: State,
+        x: Tensor,
+        target: Tensor,
+        coefficients: Sequence[Tensor],
+        mode: Mode,
+    ) -> Tensor:
+        """Change params, grads and state in place; return the outputs y before the update.
+
+        x (N, ...), target (N, ...), y (N, ...); `coefficients` as `Optimizer.coefficients` gives.
+        """
+        self.optimizer.begin(params.flat, grads.flat, state)
+        y = self.add_gradients(params, grads, x, target, mode)
+        if self.penalty:
+            self.penalty.backward(params, grads)
+        if self.clip_value is not None:
+            clip_value_(grads.flat, self.clip_value)
+        if self.clip_norm is not None:
+            clip_norm_(grads.flat, self.clip_norm)
+        self.optimizer.update(params.flat, grads.flat, state, coefficients)
+        return y
+
+    def add_gradients(
+        self, params: Parameters, grads: Parameters, x: Tensor, target: Tensor, mode: Mode
+    ) -> Tensor:
+        """Add ∂E/∂w of the whole batch to `grads` and return the outputs."""
+        rows = self.micro_batch or max(len(x), 1)
+        outputs: list[Tensor] = []
+        parts = zip(torch.split(x, rows), torch.split(target, rows), strict=True)
+        for x_part, target_part in parts:
+            y, saved = self.model.forward(params.views, x_part, mode=mode)
+            _, saved_error = self.loss.forward(y, target_part)
+            # The batch's mean is the parts' means, each with the share of its rows.
+            share = len(x_part) / len(x) if self.loss.reduction == "mean" else 1.0
+            dy = self.loss.backward(saved_error, share)
+            self.model.backward_parameters(params.views, saved, dy, grads.views)
+            outputs.append(y)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
