@@ -36,6 +36,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
@@ -370,7 +371,7 @@ def _array(source: str, archive: zipfile.ZipFile, name: str) -> AnyArray:
     except Exception as error:
         # Any: damaged bytes make zipfile and NumPy raise all kinds, up to SyntaxError and
         # MemoryError, and none of our own code is in the block.
-        reason = " ".join(str(error).split())
+        reason = shorten(str(error), 80, placeholder="...")  # on one line
         raise UsageError(
             f"{source}: array {name!r} cannot be read ({reason}); "
             "expected numbers or text, as numpy.savez writes them"
