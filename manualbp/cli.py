@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr
@@ -98,7 +99,9 @@ def _in_one_line(box: str) -> str:
     lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()[1:]]
     parts = " ".join(line or "\n" for line in lines).split("\n")
     said = [" ".join(part.split()) for part in parts]
-    return "; ".join(part for part in said if part and "helptext" not in part)
+    # Of a suggestion the option is enough, and of a wrong value that it is wrong.
+    said = [re.sub(r"^(Perhaps you meant: --[\w-]+) .*", r"\1", part) for part in said]
+    return "; ".join(p for p in said if p and "helptext" not in p and "Got errors" not in p)
 
 
 def _base_config(words: list[str]) -> TrainConfig:

@@ -1,9 +1,10 @@
 """What every layer promises, each promise as a check that runs over a case.
 
-A check takes a case, a dtype, a device and a seed. It returns one line for each thing that is wrong,
-and that line names the layer, the case, the tensor and how to run it again. No line is good.
+A check takes a case, a dtype, a device and a seed. It returns one line for each thing that is
+wrong, which names the layer, the case and the tensor, and the command that shows it again. No line
+is good.
 
-A loss, or a whole model with its loss, is checked as a layer whose output is the one number E: see
+A loss, or a whole model with its loss, is checked as a layer with one number E as output: see
 `WithLoss`.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,21 +39,18 @@ from reference.twins import set_generator, twin, twin_loss
 Check = Callable[[Case, torch.dtype, str, int], list[str]]
 
 TINY = 1e-12
-"""A gradient whose largest number is this small compares nothing but rounding."""
+"""A gradient whose largest number is no larger than this compares nothing but rounding."""
 
 SATURATED = 30.0
-"""From such an input on, σ and tanh are flat to the last digit, and a gradient of zero is right."""
-
-
-# A loss, or a model with its loss, as a layer
+"""From such an input on σ and tanh are flat to the last digit, and a gradient of zero is right."""
 
 
 @dataclass(frozen=True, eq=False)
 class WithLoss(Layer[Any]):
     """E = loss(model(x), target)
 
-    Shapes: x and target as model and loss take them; E has no axes. A model without layers,
-    `Sequential()`, leaves the loss alone.
+    Shapes: x and target as model and loss take them; E has no axes. With the model `Sequential()`,
+    which has no layers, it is the loss alone.
     """
 
     model: AnyLayer
@@ -75,6 +73,13 @@ class WithLoss(Layer[Any]):
         dy = self.loss.backward(saved[1], dy)
         self.model.backward_parameters(params["model"], saved[0], dy, grads["model"])
 
+    def with_tensors(self, change: Callable[[Tensor], Tensor]) -> WithLoss:
+        """Return the same with its target and its loss's class weights changed."""
+        loss = self.loss
+        if isinstance(loss, CrossEntropyLoss) and loss.weight is not None:
+            loss = replace(loss, weight=change(loss.weight))
+        return replace(self, loss=loss, target=change(self.target))
+
 
 class WithLossTwin(nn.Module):
     """The same through autograd."""
@@ -91,279 +96,265 @@ class WithLossTwin(nn.Module):
 
 
 def loss_case(case: LossCase, seed: int = 0) -> Case:
-    """Return the case of a loss as the case of a layer."""
+    """Return the case of a loss as the case of a layer; its targets are drawn here."""
     target = case.target(torch.Generator().manual_seed(seed))
     layer = WithLoss(Sequential(), case.loss, target)
     return Case(case.name, layer, case.shape, scale=case.scale)
 
 
-def owner(case: Case) -> str:
-    """Return the name that a case goes by: the layer's class, or the loss's."""
-    return type(case.layer.loss if isinstance(case.layer, WithLoss) else case.layer).__name__
-
-
-# One case in one dtype on one device
-
-
 @dataclass(frozen=True)
-class Setup:
-    """A case, its layer's tensors in one dtype on one device, with inputs for it."""
+class Trial:
+    """A case with inputs, both in one dtype on one device."""
 
     case: Case
     inputs: Inputs
 
     @classmethod
-    def of(cls, case: Case, dtype: torch.dtype, device: str, seed: int) -> Setup:
-        """Draw inputs for a case."""
-        case = replace(case, layer=_placed(case.layer, dtype, device))
+    def of(cls, case: Case, dtype: torch.dtype, device: str, seed: int) -> Trial:
+        """Draw inputs for the case."""
+        case = replace(case, layer=_moved(case.layer, dtype, device))
         return cls(case, make_inputs(case, dtype, device, seed))
 
-    def forward(self, inputs: Inputs | None = None) -> tuple[Tensor, Any]:
-        """Return y and what was saved, by hand."""
-        inputs = inputs or self.inputs
-        mode = Mode(self.case.training, inputs.generator())
-        return self.case.layer.forward(inputs.parameters.views, inputs.x, mode=mode)
+    def forward(self) -> tuple[Tensor, Any]:
+        """Return y and what was saved."""
+        mode = Mode(self.case.training, self.inputs.generator())
+        return self.case.layer.forward(self.inputs.parameters.views, self.inputs.x, mode=mode)
 
-    def backward(self, saved: Any, grads: Parameters, inputs: Inputs | None = None) -> Tensor:
-        """Return dx and add to the gradients, by hand."""
-        inputs = inputs or self.inputs
-        views = inputs.parameters.views
-        return self.case.layer.backward(views, saved, inputs.dy, grads.views)
+    def backward(self, saved: Any, grads: Parameters) -> Tensor:
+        """Add to the gradients and return dx."""
+        params = self.inputs.parameters.views
+        return self.case.layer.backward(params, saved, self.inputs.dy, grads.views)
 
-    def by_hand(self, inputs: Inputs | None = None) -> Results:
-        """Return y and every gradient."""
-        return by_hand(self.case.layer, inputs or self.inputs, training=self.case.training)
+    def backward_parameters(self, saved: Any, grads: Parameters) -> None:
+        """Add to the gradients."""
+        params = self.inputs.parameters.views
+        self.case.layer.backward_parameters(params, saved, self.inputs.dy, grads.views)
 
-    def through_autograd(self, inputs: Inputs) -> Results:
-        """Return the same from the twin."""
-        layer = _placed(self.case.layer, inputs.x.dtype, inputs.x.device)
-        module = _twin(layer).to(inputs.x.device, inputs.x.dtype).train(self.case.training)
+    def by_hand(self) -> Results:
+        """Return y and every gradient from the hand-written passes."""
+        return by_hand(self.case.layer, self.inputs, training=self.case.training)
+
+    def through_autograd(self, dtype: torch.dtype) -> Results:
+        """Return the same from the twin, in any dtype."""
+        inputs = self.inputs.to(dtype)
+        module = _twin(_moved(self.case.layer, dtype, inputs.x.device))
+        module.to(inputs.x.device, dtype).train(self.case.training)
         module.load_state_dict(inputs.parameters.state_dict())
         set_generator(module, inputs.generator())
         return autograd_results(module, inputs)
 
-    def differing(self, inputs: Inputs) -> tuple[list[str], Results]:
-        """Return a line for each tensor that differs from autograd's, and the truth in float64."""
-        ours = self.by_hand(inputs)
-        autograd = self.through_autograd(inputs)
-        exact = inputs.to(torch.float64)
-        truth = autograd if inputs.x.dtype == torch.float64 else self.through_autograd(exact)
+    def with_layout(self, of_x: Layout, of_dy: Layout) -> Trial:
+        """Return the trial with x, a target and dy replaced; axis None where there is no batch."""
+        layer, inputs = self.case.layer, self.inputs
+        axis = 1 if layer == Softmax(dim=0) else 0  # that one has its classes on axis 0
+        batch = axis if inputs.x.ndim > 1 else None
+        if isinstance(layer, WithLoss):
+            layer = replace(layer, target=of_x(layer.target, batch))
+        dy = of_dy(inputs.dy, batch if inputs.dy.ndim else None)
+        inputs = replace(inputs, x=of_x(inputs.x, batch), dy=dy)
+        return Trial(replace(self.case, layer=layer), inputs)
+
+    def differences(self) -> tuple[list[str], Results]:
+        """Return a line for each tensor that differs from autograd's, and the float64 truth."""
+        dtype = self.inputs.x.dtype
+        ours, autograd = self.by_hand(), self.through_autograd(dtype)
+        truth = autograd if dtype == torch.float64 else self.through_autograd(torch.float64)
+        limits = TOLERANCES[dtype]
         lines: list[str] = []
-        for row in rows(owner(self.case), self.case.name, ours, autograd, truth):
+        for row in rows(self.owner, self.case.name, ours, autograd, truth):
             if row.verdict == "differ":
-                own_error = row.autograd_error_vs_truth
-                limit = TOLERANCES[inputs.x.dtype]
+                own = row.autograd_error_vs_truth
+                limit = max(limits.floor, limits.factor * own)
                 lines.append(
-                    f"{row.tensor} differs from autograd's: error against float64 "
-                    f"{row.error_vs_truth:.2e}, limit {max(limit.floor, limit.factor * own_error):.2e}"
-                    f" (autograd's own {own_error:.2e}); {_worst(ours[row.tensor], truth[row.tensor])}"
+                    f"{row.tensor} has error {row.error_vs_truth:.2e} against autograd in float64, "
+                    f"limit {limit:.2e}, autograd's own {own:.2e}; "
+                    f"{_worst(ours[row.tensor], truth[row.tensor])}"
                 )
         return lines, truth
 
-    def lines(self, found: list[str], what: str = "") -> list[str]:
-        """Return what was found, each with the place and the command that shows it again."""
-        dtype = str(self.inputs.x.dtype).removeprefix("torch.")
-        device, seed = self.inputs.x.device.type, self.inputs.seed
-        place = f"{owner(self.case)}, case {self.case.name!r}, {device}, {dtype}, seed {seed}"
-        command = (
-            f"manualbp compare --layer {owner(self.case)} --dtype {dtype} --device {device} "
-            f"--seed {seed}"
-        )
-        return [f"{place}{what}: {line}; run again: {command}" for line in found]
+    @property
+    def owner(self) -> str:
+        """The name of what is checked, as `manualbp compare --layer` takes it."""
+        layer = self.case.layer
+        return type(layer.loss if isinstance(layer, WithLoss) else layer).__name__
 
-
-# The checks
+    def report(self, lines: list[str], what: str = "") -> list[str]:
+        """Return the lines, each with the place and the command that shows it again."""
+        x, seed = self.inputs.x, self.inputs.seed
+        dtype = str(x.dtype).removeprefix("torch.")
+        place = f"{self.owner}, case {self.case.name!r}{what}, {x.device.type} {dtype}, seed {seed}"
+        command = f"manualbp compare --layer {self.owner} --dtype {dtype} --device {x.device.type}"
+        return [f"{place}: {line}; to see it again: {command} --seed {seed}" for line in lines]
 
 
 def agreement(case: Case, dtype: torch.dtype, device: str, seed: int) -> list[str]:
-    """y, dx and every parameter's gradient agree with autograd's, which do not vanish."""
-    setup = Setup.of(case, dtype, device, seed)
-    found, truth = setup.differing(setup.inputs)
-    zero_is_right = case.constant or bool((setup.inputs.x.abs() >= SATURATED).any())
-    if not zero_is_right:
-        found += [
-            f"autograd's {name} vanishes, so that nothing is compared: choose another case"
+    """y, dx and every parameter's gradient agree with autograd's, and those do not vanish."""
+    trial = Trial.of(case, dtype, device, seed)
+    lines, truth = trial.differences()
+    if not case.constant and not (trial.inputs.x.abs() >= SATURATED).any():
+        lines += [
+            f"autograd's {name} vanishes, so nothing is compared; the case should be another"
             for name, tensor in truth.items()
-            if name != "y" and _vanishes(tensor)
+            if name != "y" and tensor.abs().max() <= TINY
         ]
-    return setup.lines(found)
+    return trial.report(lines)
 
 
 def layouts(case: Case, dtype: torch.dtype, device: str, seed: int) -> list[str]:
     """Inputs and upstream gradients may be strided, transposed or expanded."""
-    setup = Setup.of(case, dtype, device, seed)
+    trial = Trial.of(case, dtype, device, seed)
     found: list[str] = []
     for name, (of_x, of_dy) in LAYOUTS.items():
-        laid_out = Setup(
-            replace(case, layer=_with_target(setup.case.layer, of_x)),
-            replace(setup.inputs, x=of_x(setup.inputs.x), dy=of_dy(setup.inputs.dy)),
-        )
-        lines, _ = laid_out.differing(laid_out.inputs)
-        found += laid_out.lines(lines, f", {name}")
+        lines, _ = trial.with_layout(of_x, of_dy).differences()
+        found += trial.report(lines, f", {name}")
     return found
 
 
 def empty_batch(case: Case, dtype: torch.dtype, device: str, seed: int) -> list[str]:
-    """A batch of no example gives no output and adds nothing to the gradients."""
-    setup = Setup.of(case, dtype, device, seed)
-    if len(case.shape) < 2:  # no batch
-        return []
-    axis = 1 if case.layer == Softmax(dim=0) else 0  # its classes are on axis 0
-
-    def none_of(tensor: Tensor) -> Tensor:
-        return tensor.narrow(axis, 0, 0) if tensor.ndim else tensor
-
-    empty = Setup(
-        replace(case, layer=_with_target(setup.case.layer, none_of)),
-        replace(setup.inputs, x=none_of(setup.inputs.x), dy=none_of(setup.inputs.dy)),
-    )
-    lines, _ = empty.differing(empty.inputs)
-    return empty.lines(lines, ", empty batch")
+    """A batch without examples gives an output without examples and adds nothing."""
+    trial = Trial.of(case, dtype, device, seed)
+    lines, _ = trial.with_layout(_no_example, _no_example).differences()
+    return trial.report(lines, ", empty batch")
 
 
 def untouched_arguments(case: Case, dtype: torch.dtype, device: str, seed: int) -> list[str]:
-    """No pass changes x, the parameters, dy, what was saved, y, or the layer's own tensors."""
-    setup = Setup.of(case, dtype, device, seed)
-    arguments = _tensors("x", setup.inputs.x) | _tensors("layer", setup.case.layer)
-    arguments |= _tensors("parameters", setup.inputs.parameters.flat)
-    before = _snapshot(arguments)
-    y, saved = setup.forward()
-    found = _changed(before, arguments, "forward")
-
-    arguments |= _tensors("saved", saved) | {"y": y, "dy": setup.inputs.dy}
-    before = _snapshot(arguments)
-    grads = setup.inputs.parameters.zeros_like()
-    setup.backward(saved, grads)
-    found += _changed(before, arguments, "backward")
-    before = _snapshot(arguments)
-    _backward_parameters(setup, saved, grads)
-    return setup.lines(found + _changed(before, arguments, "backward_parameters"))
+    """No pass changes x, dy, the parameters, y, what was saved or what the layer holds."""
+    trial = Trial.of(case, dtype, device, seed)
+    grads = trial.inputs.parameters.zeros_like()
+    arguments: dict[str, Any] = {
+        "x": trial.inputs.x,
+        "the parameters": trial.inputs.parameters.flat,
+        "the layer": trial.case.layer,
+    }
+    watch = Watch(arguments)
+    y, saved = trial.forward()
+    lines = watch.changes("forward")
+    arguments |= {"dy": trial.inputs.dy, "y": y, "saved": saved}
+    watch = Watch(arguments)
+    trial.backward(saved, grads)
+    lines += watch.changes("backward")
+    watch = Watch(arguments)
+    trial.backward_parameters(saved, grads)
+    return trial.report(lines + watch.changes("backward_parameters"))
 
 
 def reentrance(case: Case, dtype: torch.dtype, device: str, seed: int) -> list[str]:
     """A second forward pass before the backward pass of the first changes nothing."""
-    setup = Setup.of(case, dtype, device, seed)
-    first = setup.inputs
-    second = replace(first, x=0.5 - 2 * first.x, seed=seed + 1)
-    alone = [setup.by_hand(first), setup.by_hand(second)]
-
-    passes = [(inputs, *setup.forward(inputs)) for inputs in (first, second)]
-    found: list[str] = []
-    for (inputs, y, saved), expected in zip(passes, alone, strict=True):
-        grads = inputs.parameters.zeros_like()
-        results = _results(y, setup.backward(saved, grads, inputs), grads)
-        found += [
-            f"{name} depends on another forward pass between this one and its backward pass"
+    first = Trial.of(case, dtype, device, seed)
+    other = replace(first.inputs, x=0.5 - 2 * first.inputs.x, seed=seed + 1)
+    trials = [first, replace(first, inputs=other)]
+    alone = [trial.by_hand() for trial in trials]
+    passes = [trial.forward() for trial in trials]
+    lines: list[str] = []
+    for trial, (y, saved), expected in zip(trials, passes, alone, strict=True):
+        grads = trial.inputs.parameters.zeros_like()
+        results = _results(y, trial.backward(saved, grads), grads)
+        lines += [
+            f"{name} is another when two forward passes come before the backward passes"
             for name, tensor in results.items()
-            if relative_error(tensor, expected[name]) != 0
+            if relative_error(tensor, expected[name]) > 0
         ]
-    return setup.lines(found)
+    return first.report(lines)
 
 
 def accumulation(case: Case, dtype: torch.dtype, device: str, seed: int) -> list[str]:
-    """Gradients are added: after two backward passes into G it holds G + 2 ∂E/∂w."""
-    setup = Setup.of(case, dtype, device, seed)
-    once = setup.by_hand()
-    grads = setup.inputs.parameters.zeros_like()
-    grads.flat.normal_(generator=setup.inputs.generator())
-    start = grads.clone().named()
-    _, saved = setup.forward()
-    twice = [setup.backward(saved, grads) for _ in range(2)]
-    expected = {f"d{name}": start[name] + 2 * once[f"d{name}"] for name in start}
-    found = _far_apart(_results(once["y"], twice[1], grads), once | expected)
-    return setup.lines([f"{line} after a second backward pass" for line in found])
+    """Gradients are added up: two backward passes turn G into G + 2 ∂E/∂w."""
+    trial = Trial.of(case, dtype, device, seed)
+    once = trial.by_hand()
+    grads = trial.inputs.parameters.zeros_like()
+    grads.flat.normal_(generator=trial.inputs.generator())
+    expected = once | {f"d{n}": g + 2 * once[f"d{n}"] for n, g in grads.clone().named().items()}
+    y, saved = trial.forward()
+    trial.backward(saved, grads)
+    results = _results(y, trial.backward(saved, grads), grads)
+    return trial.report(_far_apart(results, expected, "after two backward passes"))
 
 
 def first_layer(case: Case, dtype: torch.dtype, device: str, seed: int) -> list[str]:
     """`backward_parameters` adds the same gradients as `backward`."""
-    setup = Setup.of(case, dtype, device, seed)
-    expected = setup.by_hand()
-    y, saved = setup.forward()
-    grads = setup.inputs.parameters.zeros_like()
-    _backward_parameters(setup, saved, grads)
-    found = _far_apart(_results(y, expected["dx"], grads), expected)
-    return setup.lines([f"{line} from backward_parameters" for line in found])
+    trial = Trial.of(case, dtype, device, seed)
+    expected = trial.by_hand()
+    grads = trial.inputs.parameters.zeros_like()
+    y, saved = trial.forward()
+    trial.backward_parameters(saved, grads)
+    results = _results(y, expected["dx"], grads)
+    return trial.report(_far_apart(results, expected, "from backward_parameters"))
 
 
 def elementary_operations(case: Case, dtype: torch.dtype, device: str, seed: int) -> list[str]:
-    """Every pass is made of the operations in `audit.ALLOWED_OPERATIONS`."""
-    setup = Setup.of(case, dtype, device, seed)
-    recorders = _recorded(setup)
-    return setup.lines(
-        [
-            f"{name} runs the operation {operation}, which is not on the list in checks/audit.py"
-            for name, recorder in recorders.items()
-            for operation in recorder.forbidden()
-        ]
-    )
+    """Every pass is made of the operations that `audit.ALLOWED_OPERATIONS` lists."""
+    trial = Trial.of(case, dtype, device, seed)
+    mode = Mode(case.training, trial.inputs.generator())
+    recorders = record(trial.case.layer, trial.inputs.parameters, trial.inputs.x, mode)
+    lines = [
+        f"{name} uses {operation}, which is not on the list in manualbp/checks/audit.py"
+        for name, recorder in recorders.items()
+        for operation in recorder.forbidden()
+    ]
+    return trial.report(lines)
 
 
-def differences(case: Case, dtype: torch.dtype, device: str, seed: int) -> list[str]:
-    """Float64: dx and every gradient match the differences of values.
+def numerical_derivatives(case: Case, dtype: torch.dtype, device: str, seed: int) -> list[str]:
+    """Float64: dx and every parameter's gradient match differences of values.
 
-    Away from kinks central differences; at kinks each slope lies between the derivatives on the
-    two sides.
+    Central differences, or, where the case has kinks, the bounds from one-sided differences.
     """
-    setup = Setup.of(case, dtype, device, seed)
-    inputs = setup.inputs
+    trial = Trial.of(case, dtype, device, seed)
+    inputs, ours = trial.inputs, trial.by_hand()
     rtol, atol, eps = (CENTRAL_DIFFERENCES[name] for name in ("rtol", "atol", "eps"))
-    ours = setup.by_hand()
-    moved = {"dx": inputs.x} | {f"d{name}": w for name, w in inputs.parameters.named().items()}
-    found: list[str] = []
+    moved = {"dx": inputs.x} | {f"d{n}": w for n, w in inputs.parameters.named().items()}
+    lines: list[str] = []
     for name, v in moved.items():
         if case.kinks:
-            low, high = one_sided_differences(lambda: setup.forward()[0], v, inputs.dy, eps)
+            low, high = one_sided_differences(lambda: trial.forward()[0], v, inputs.dy, eps)
         else:
-            low = high = central_differences(lambda: setup.forward()[0], v, inputs.dy, eps)
+            low = high = central_differences(lambda: trial.forward()[0], v, inputs.dy, eps)
         nearest = ours[name].clamp(low, high)
-        if not _close(ours[name], nearest, atol=atol, rtol=rtol):
-            kind = "the one-sided" if case.kinks else "central"
-            found.append(f"{name} differs from {kind} differences; {_worst(ours[name], nearest)}")
-    return setup.lines(found)
+        if _largest(ours[name] - nearest) > atol + rtol * _largest(nearest):
+            kind = "one-sided" if case.kinks else "central"
+            lines.append(
+                f"{name} is not what {kind} differences say; {_worst(ours[name], nearest)}"
+            )
+    return trial.report(lines)
 
 
 def state_dicts(case: Case, dtype: torch.dtype, device: str, seed: int) -> list[str]:
-    """Parameters go to the twin and back, under the same names and in the same shapes."""
-    setup = Setup.of(case, dtype, device, seed)
-    ours = setup.inputs.parameters
-    module = _twin(setup.case.layer).to(device, dtype)
-    theirs = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    found: list[str] = []
+    """Parameters go to the twin and back under the same names, in the same order and shapes."""
+    trial = Trial.of(case, dtype, device, seed)
+    ours, module = trial.inputs.parameters, _twin(trial.case.layer).to(device, dtype)
     here = {name: tuple(tensor.shape) for name, tensor in ours.state_dict().items()}
-    there = {name: tuple(tensor.shape) for name, tensor in theirs.items()}
+    there = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     if list(here.items()) != list(there.items()):
-        return setup.lines([f"the state dict is {here}, the twin's {there}"])
-    module.load_state_dict(ours.state_dict())
-    found += _far_apart(dict(module.state_dict()), ours.state_dict())
+        return trial.report([f"the state dict holds {here}, the twin's {there}"])
     back = ours.zeros_like()
-    back.load_state_dict(theirs)
-    found += _far_apart(back.state_dict(), theirs)
-    return setup.lines([f"{line} after it went between the state dicts" for line in found])
+    back.load_state_dict(module.state_dict())
+    lines = _far_apart(back.state_dict(), dict(module.state_dict()), "from the twin")
+    module.load_state_dict(ours.state_dict())
+    return trial.report(lines + _far_apart(dict(module.state_dict()), ours.state_dict(), "there"))
 
 
-def fake_cuda(case: Case, dtype: torch.dtype, device: str = "cuda", seed: int = 0) -> list[str]:
-    """On a CUDA device that has no numbers, every pass stays on it and asks for no number.
+def fake_cuda(case: Case, dtype: torch.dtype) -> list[str]:
+    """On a CUDA device of shapes without numbers every pass stays there, and asks for no number.
 
-    Needs no CUDA: under FakeTensorMode tensors have shapes only, so `.item()` and a branch on data
-    fail here, and a result on the CPU is seen.
+    No CUDA is needed. Under FakeTensorMode `.item()`, a branch on data, and a sum of tensors on two
+    devices raise an error; a result on another device gives a line.
     """
     with FakeTensorMode():
-        layer = _with_target(case.layer, lambda t: _blank(t, dtype, device))
-        x = torch.empty(case.shape, dtype=dtype, device=device)
-        parameters = Parameters.zeros(layer.shapes(), dtype=dtype, device=device)
-        case = replace(case, layer=layer)
-        setup = Setup(case, FakeInputs(parameters, x, x, seed))
-        y, _ = setup.forward()
-        setup = Setup(case, FakeInputs(parameters, x, torch.empty_like(y), seed))
-        recorders = _recorded(setup)
-    return setup.lines(
-        [
-            f"{name} runs the operation {operation} on another device than {device}"
-            for name, recorder in recorders.items()
-            for operation, devices in recorder.operations.items()
-            if devices - {device}
-        ]
-    )
+        layer = case.layer
+        if isinstance(layer, WithLoss):
+            layer = layer.with_tensors(
+                lambda t: torch.empty(t.shape, dtype=_dtype_for(t, dtype), device="cuda")
+            )
+        x = torch.empty(case.shape, dtype=dtype, device="cuda")
+        parameters = Parameters.zeros(layer.shapes(), dtype=dtype, device="cuda")
+        recorders = record(layer, parameters, x, Mode(case.training))
+    return [
+        f"{type(layer).__name__}, case {case.name!r}, {dtype}: {name} leaves the result of "
+        f"{operation} on {device}, expected cuda"
+        for name, recorder in recorders.items()
+        for operation, devices in recorder.operations.items()
+        for device in devices - {"cuda"}
+    ]
 
 
 CHECKS: tuple[Check, ...] = (
@@ -378,12 +369,141 @@ CHECKS: tuple[Check, ...] = (
 )
 """For every dtype and device."""
 
-FLOAT64_CHECKS: tuple[Check, ...] = (differences, state_dicts)
+FLOAT64_CHECKS: tuple[Check, ...] = (numerical_derivatives, state_dicts)
 """For float64 on every device."""
 
 
-class FakeInputs(Inputs):
-    """Inputs without numbers, for which there is no generator either."""
+def record(layer: AnyLayer, params: Parameters, x: Tensor, mode: Mode) -> dict[str, Recorder]:
+    """Return what each of the three passes of a layer ran."""
+    forward, backward, backward_parameters = Recorder(), Recorder(), Recorder()
+    grads = params.zeros_like()
+    with forward:
+        y, saved = layer.forward(params.views, x, mode=mode)
+    dy = torch.ones_like(y)
+    with backward:
+        layer.backward(params.views, saved, dy, grads.views)
+    with backward_parameters:
+        layer.backward_parameters(params.views, saved, dy, grads.views)
+    return {
+        "forward": forward,
+        "backward": backward,
+        "backward_parameters": backward_parameters,
+    }
 
-    def generator(self) -> None:  # type: ignore
-        """Return None, the default generator."""
+
+class Watch:
+    """Tells which tensors were written to since it was made, be it with the same numbers."""
+
+    def __init__(self, things: Mapping[str, Any]) -> None:
+        self._before = [
+            (name, tensor, tensor.clone(), _version(tensor))
+            for name, thing in things.items()
+            for tensor in _tensors_in(thing)
+        ]
+
+    def changes(self, by: str) -> list[str]:
+        """Return a line for each tensor that changed."""
+        return [
+            f"{by} changes {name} in place"
+            for name, tensor, before, version in self._before
+            if _version(tensor) != version or relative_error(tensor, before) > 0
+        ]
+
+
+def _version(tensor: Tensor) -> int:
+    """Return how often torch has seen the tensor's memory written to."""
+    return tensor._version  # pyright: ignore[reportPrivateUsage]  there is no public name
+
+
+def _tensors_in(thing: Any) -> list[Tensor]:
+    """Return the tensors in tuples, lists and dataclasses, however deep."""
+    if isinstance(thing, Tensor):
+        return [thing]
+    parts: list[Any] = []
+    if isinstance(thing, (tuple, list)):
+        parts = list(cast(tuple[Any, ...], thing))
+    elif is_dataclass(thing):
+        parts = [getattr(thing, field.name) for field in fields(thing)]
+    return [tensor for part in parts for tensor in _tensors_in(part)]
+
+
+Layout = Callable[[Tensor, int | None], Tensor]
+"""Gives a tensor another place in memory; the axis is that of the batch, if there is one."""
+
+
+def _plain(tensor: Tensor, batch: int | None) -> Tensor:
+    return tensor
+
+
+def _strided(tensor: Tensor, batch: int | None) -> Tensor:
+    """Return the same numbers with others between them."""
+    return torch.stack([tensor, 1 - tensor], -1).select(-1, 0)
+
+
+def _transposed(tensor: Tensor, batch: int | None) -> Tensor:
+    """Return the same numbers, those along the first axis next to each other."""
+    axes = tuple(reversed(range(tensor.ndim)))
+    return tensor.permute(axes).contiguous().permute(axes)
+
+
+def _expanded(tensor: Tensor, batch: int | None) -> Tensor:
+    """Return the first example in the place of all, with stride 0."""
+    return tensor if batch is None else tensor.narrow(batch, 0, 1).expand_as(tensor)
+
+
+def _no_example(tensor: Tensor, batch: int | None) -> Tensor:
+    return tensor if batch is None else tensor.narrow(batch, 0, 0)
+
+
+LAYOUTS: Mapping[str, tuple[Layout, Layout]] = {
+    "x and dy strided": (_strided, _strided),
+    "x and dy transposed": (_transposed, _transposed),
+    "x expanded": (_expanded, _plain),
+    "dy expanded": (_plain, _expanded),
+}
+
+
+def _twin(layer: AnyLayer) -> nn.Module:
+    if isinstance(layer, WithLoss):
+        return WithLossTwin(twin(layer.model), twin_loss(layer.loss), layer.target)
+    return twin(layer)
+
+
+def _moved(layer: AnyLayer, dtype: torch.dtype, device: torch.device | str) -> AnyLayer:
+    """Return the layer with the tensors it holds in this dtype on this device."""
+    if not isinstance(layer, WithLoss):
+        return layer
+    return layer.with_tensors(lambda tensor: tensor.to(device, _dtype_for(tensor, dtype)))
+
+
+def _dtype_for(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+    return dtype if tensor.is_floating_point() else tensor.dtype
+
+
+def _results(y: Tensor, dx: Tensor, grads: Parameters) -> Results:
+    return {"y": y, "dx": dx} | {f"d{name}": gradient for name, gradient in grads.named().items()}
+
+
+def _far_apart(ours: Results, expected: Results, when: str) -> list[str]:
+    """Return a line for each tensor that is off by more than rounding."""
+    return [
+        f"{name} is wrong {when}; {_worst(tensor, expected[name])}"
+        for name, tensor in ours.items()
+        if relative_error(tensor, expected[name]) > TOLERANCES[tensor.dtype].floor
+    ]
+
+
+def _worst(ours: Tensor, expected: Tensor) -> str:
+    """Say where two tensors differ most and what they hold there."""
+    if ours.shape != expected.shape:
+        return f"shape {tuple(ours.shape)}, expected {tuple(expected.shape)}"
+    a, b = ours.double(), expected.double()
+    # NaN, where only one of the two is, is the largest difference of all.
+    difference = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, a - b).abs()
+    place = torch.unravel_index(difference.nan_to_num(torch.inf).argmax(), difference.shape)
+    index = tuple(int(i) for i in place)
+    return f"worst at {list(index)}: {a[index].item():.9g}, expected {b[index].item():.9g}"
+
+
+def _largest(tensor: Tensor) -> float:
+    return tensor.abs().max().item() if tensor.numel() else 0.0

@@ -44,11 +44,13 @@ class RunLogs:
     def __init__(self, run: Path, *, resume_after: int | None = None) -> None:
         if resume_after is not None:
             _wait_until_names_sort_last(run)
-        hidden_from = None if resume_after is None else resume_after + 1
         self._name = run.resolve().name
         self._last_epoch = resume_after or 0
-        self._train: Writer = SummaryWriter(str(run / "train"), purge_step=hidden_from)
-        self._val: Writer = SummaryWriter(str(run / "val"), purge_step=hidden_from)
+        # purge_step also in a first file, where there is nothing to hide: one of TensorBoard's two
+        # readers, that of --load_fast=false, takes the first purge_step it meets for a run's start.
+        next_epoch = self._last_epoch + 1
+        self._train: Writer = SummaryWriter(str(run / "train"), purge_step=next_epoch)
+        self._val: Writer = SummaryWriter(str(run / "val"), purge_step=next_epoch)
 
     def __enter__(self) -> RunLogs:
         return self
@@ -167,8 +169,8 @@ def _histogram(writer: Writer, tag: str, tensor: Tensor, step: int) -> None:
     values = tensor.detach().float().cpu().numpy()
     if values.size == 0 or not np.isfinite(values).all():
         return
-    # The Rice rule, 2 ∛n bins. Not bins="auto": for a few numbers far from the rest it asks for
-    # millions of bins (in NumPy 1), and it raises for equal numbers above 1e16.
+    # The Rice rule, 2 ∛n bins. Not bins="auto": for one number far from the rest it asks for
+    # billions of bins (in NumPy 1.26), and it raises for equal numbers above 1e16.
     bins = min(MAX_BINS, round(2 * values.size ** (1 / 3)))
     edges = np.linspace(values.min(), values.max(), bins + 1, dtype=np.float64)
     writer.add_histogram(tag, values, step, bins=edges)
@@ -194,9 +196,9 @@ def _draw_confusion_matrix(matrix: Tensor, classes: tuple[str, ...]) -> NDArray[
     size = 9 if with_counts else 7
     names = [name if len(name) <= 16 else name[:15] + "…" for name in classes]
     rotation = 90 if max(map(len, names)) > 2 else 0
-    # parse_math=False: the name of a class may hold dollar signs.
     every = 1 + len(names) // 60  # there is room for 60 names
     ticks, names = range(0, len(names), every), names[::every]
+    # parse_math=False: the name of a class may hold dollar signs.
     axes.set_xticks(ticks, names, fontsize=size, rotation=rotation, parse_math=False)
     axes.set_yticks(ticks, names, fontsize=size, parse_math=False)
     if with_counts:

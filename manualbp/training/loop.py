@@ -157,6 +157,7 @@ class Trainer:
         return {
             "weights": copy(self.engine.weights()),
             "memory": self.engine.memory(),
+            "best": dict(self.best),  # never changed in place
             "early_stopping": self.stopper.state_dict(),
             "epoch": progress.epoch,
             "position": progress.position,
@@ -169,6 +170,7 @@ class Trainer:
         """Go back to a snapshot. Raises ValueError or KeyError for one of another run."""
         self.engine.load_weights(snapshot["weights"])
         self.engine.load_memory(snapshot["memory"])
+        self.best = {name: best.to(self.train.x.device) for name, best in snapshot["best"].items()}
         self.stopper.load_state_dict(snapshot["early_stopping"])
         names = ("epoch", "position", "steps", "seconds", "outputs")
         self.progress = Progress(**{name: snapshot[name] for name in names})

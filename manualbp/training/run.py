@@ -223,7 +223,7 @@ class Run:
         self._raise_if_signalled()
 
     def _save(self) -> None:
-        """Write best.pt, then last.pt: after a kill between the two, best.pt is only ahead.
+        """Write best.pt for whoever uses the weights, and last.pt to go on from.
 
         The logs come first, so that they hold at least all epochs that the checkpoint has.
         """
@@ -243,18 +243,9 @@ class Run:
             raise UsageError(
                 f"checkpoint {self.directory.last} is of another model or run: {error}"
             ) from error
-        if self.trainer.stopper.best_epoch is not None:
-            best = checkpoint.load(self.directory.best)
-            try:
-                self.params.clone().load_state_dict(best["weights"])
-            except (ValueError, KeyError) as error:
-                raise UsageError(
-                    f"checkpoint {self.directory.best} is of another model: {error}"
-                ) from error
-            self.trainer.best = {n: t.to(self.device) for n, t in best["weights"].items()}
         stopper = self.trainer.stopper
         if stopper.reason == "patience exhausted" and (
-            stopper.patience is None or stopper.wait < stopper.patience
+            stopper.patience is None or stopper.wait < max(stopper.patience, 1)
         ):
             stopper.reason = None  # the run goes on with more patience than it had
 
