@@ -36,7 +36,7 @@ def one_sided_differences(
     derivative of y[k] by v[j]; the bounds are the smallest and the largest such sum.
     """
     low, high = torch.zeros_like(v), torch.zeros_like(v)
-    y = f()
+    y = f().clone()  # which may be v itself
     for j, step in _steps(v, eps):
         left = dy * (y - _moved(f, v, j, -step)) / step
         right = dy * (_moved(f, v, j, step) - y) / step
@@ -57,6 +57,6 @@ def _moved(f: Callable[[], Tensor], v: Tensor, j: int, step: float) -> Tensor:
     """Return y with v[j] + step in the place of v[j]."""
     kept = v.view(-1)[j].clone()
     v.view(-1)[j] += step
-    y = f()
+    y = f().clone()  # which may be v itself
     v.view(-1)[j] = kept
     return y

@@ -122,6 +122,8 @@ class TrainConfig:
     """Type of all numbers of the network."""
     seed: int = 0
     """Seed of the split, the start, the order of the examples and the dropout masks."""
+    threads: int = 0
+    """Threads on the CPU; 0: one where a step is too small to be worth sharing, else all cores."""
     engine: EngineName = "manual"
     """manual: by hand; autograd: the twin through torch.autograd and torch.optim; lockstep: both on
     the same batches, compared at every step."""
@@ -150,7 +152,7 @@ class TrainConfig:
     def validate(self) -> None:
         """Raise UsageError for the first number that is out of range."""
         at_least_one = ("max_epochs", "accumulate")
-        at_least_zero = ("batch_size", "patience", "seed")
+        at_least_zero = ("batch_size", "patience", "seed", "threads")
         non_negative = ("momentum", "weight_decay", "min_delta", "l1", "l2", "checkpoint_seconds")
         positive = ("lr", "clip_norm", "clip_value", "lockstep_limit")
         for name in at_least_one:

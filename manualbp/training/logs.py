@@ -38,7 +38,8 @@ class RunLogs:
     """Event files in RUN/train and RUN/val; TensorBoard draws equal tags of both in one chart.
 
     `resume_after=e` hides what an interrupted run has logged of epochs > e, so that the curves
-    equal those of a run never interrupted. Raises UsageError if the clock is behind its files.
+    equal those of a run never interrupted; `resume_after=0` hides all, the configuration too.
+    Raises UsageError if the clock is behind the files of the interrupted run.
     """
 
     def __init__(self, run: Path, *, resume_after: int | None = None) -> None:
@@ -48,9 +49,9 @@ class RunLogs:
         self._last_epoch = resume_after or 0
         # purge_step also in a first file, where there is nothing to hide: one of TensorBoard's two
         # readers, that of --load_fast=false, takes the first purge_step it meets for a run's start.
-        next_epoch = self._last_epoch + 1
-        self._train: Writer = SummaryWriter(str(run / "train"), purge_step=next_epoch)
-        self._val: Writer = SummaryWriter(str(run / "val"), purge_step=next_epoch)
+        hidden_from = self._last_epoch + 1 if self._last_epoch else 0
+        self._train: Writer = SummaryWriter(str(run / "train"), purge_step=hidden_from)
+        self._val: Writer = SummaryWriter(str(run / "val"), purge_step=hidden_from)
 
     def __enter__(self) -> RunLogs:
         return self
@@ -111,7 +112,7 @@ class RunLogs:
         self._val.add_image("result/confusion_matrix", picture, epoch, dataformats="HWC")
 
     def configuration(self, configuration: Mapping[str, object]) -> None:
-        """Log a table of the settings. Once, before the first epoch: a resumed run keeps it."""
+        """Log a table of the settings, before the first epoch; the step is 0."""
         rows = [f"| {name} | {_as_code(value)} |" for name, value in configuration.items()]
         table = "\n".join(["| setting | value |", "|:--|:--|", *rows])
         self._train.add_text("configuration", table, 0)
