@@ -111,7 +111,7 @@ _NEAR_ZERO = (-2.0, -1.0, -0.5, 0.0, 0.25, 0.5, 1.0, 2.0)  # the lectures' grid;
 def _cases(layer: AnyLayer, **common: Any) -> list[Case]:
     return [
         Case("normal", layer, (4, 5), scale=2, **common),
-        Case("no axes", layer, (), **common),
+        Case("no axes", layer, (), values=(0.7,), **common),
         Case("three axes", layer, (2, 3, 5), **common),
         Case("extreme values", layer, (4,), values=(-1000.0, -30.0, 30.0, 1000.0), **common),
     ]

@@ -49,9 +49,9 @@ CASES = [
     Case(
         "twenty layers",
         by_hand.Sequential(
-            *(layer for _ in range(10) for layer in (by_hand.Linear(6, 6), by_hand.Tanh()))
+            *(layer for _ in range(10) for layer in (by_hand.Linear(4, 4), by_hand.Tanh()))
         ),
-        (3, 6),
+        (3, 4),
     ),
     Case("block", by_hand.Residual(_block), (4, 5)),
     Case("of one layer", by_hand.Residual(by_hand.ELU(0.5)), (2, 3, 5)),

@@ -66,6 +66,9 @@ def initialize(module: nn.Module, initializer: Initializer) -> None:
                 nn.init.normal_(piece, std=SMALL)
 
 
+# Every other row is zero, where without bias all pieces tie.
+_TIED = (0.0, 0.0, 0.0, 0.0, 0.0, 1.0, -2.0, 0.5, 3.0, -1.0)
+
 CASES = [
     Case("normal", by_hand.Linear(5, 3), (4, 5)),
     Case("without bias", by_hand.Linear(5, 3, bias=False), (4, 5)),
@@ -81,12 +84,18 @@ CASES = [
     Case("without bias", by_hand.Maxout(5, 3, bias=False), (4, 5)),
     Case("batch of one", by_hand.Maxout(5, 3), (1, 5)),
     Case("two batch axes", by_hand.Maxout(5, 3), (2, 3, 5)),
-    Case("ties split", by_hand.Maxout(5, 3, pieces=3, bias=False), (4, 5), values=(0,), kinks=True),
+    Case(
+        "ties split",
+        by_hand.Maxout(5, 3, pieces=3, bias=False),
+        (4, 5),
+        values=_TIED,
+        kinks=True,
+    ),
     Case(
         "ties to the first",
         by_hand.Maxout(5, 3, pieces=3, bias=False, ties="first"),
         (4, 5),
-        values=(0,),
+        values=_TIED,
         kinks=True,
     ),
 ]
