@@ -182,7 +182,11 @@ class CrossEntropyLoss(Loss[SavedCrossEntropy]):
         log_p, q, total = saved
         # E = -1/M Σ_n Σ_k q[n,k] log p[n,k]
         p = log_p.exp()
-        return (p * q.sum(class_axis(p), keepdim=True) - q) * (dE / total)
+        scale = dE / total
+        if isinstance(total, Tensor):
+            # Where every example is ignored E is 0/0, yet no output has a part in it, as in torch.
+            scale = torch.where(total == 0, 0.0, scale)
+        return (p * q.sum(class_axis(p), keepdim=True) - q) * scale
 
     def _q(self, log_p: Tensor, target: Tensor, axis: int) -> tuple[Tensor, Tensor | float]:
         """Return q and M."""
@@ -225,18 +229,24 @@ class Penalty:
 
     def forward(self, params: Parameters) -> Tensor:
         """Return λ R(w)."""
-        terms = [
-            0.5 * (w * w).sum() if self.norm == "l2" else w.abs().sum()
-            for w in params.named().values()
-            if w.ndim > 1
-        ]
-        return self.strength * torch.stack(terms).sum()
+        total = params.flat.new_zeros(())
+        for w in weights(params).values():
+            total = total + (0.5 * (w * w).sum() if self.norm == "l2" else w.abs().sum())
+        return self.strength * total
 
     def backward(self, params: Parameters, grads: Parameters) -> None:
         """Add ∂λR/∂w to the gradients."""
-        for w, dw in zip(params.named().values(), grads.named().values(), strict=True):
-            if w.ndim > 1:
-                dw.add_(w if self.norm == "l2" else w.sign(), alpha=self.strength)
+        for w, dw in zip(weights(params).values(), weights(grads).values(), strict=True):
+            dw.add_(w if self.norm == "l2" else w.sign(), alpha=self.strength)
+
+
+def weights(params: Parameters) -> dict[str, Tensor]:
+    """Return the weights among the parameters: those with two axes or more, but no bias."""
+    return {
+        name: w
+        for name, w in params.named().items()
+        if w.ndim > 1 and name.split(".")[-1] != "bias"  # Maxout's bias has two axes
+    }
 
 
 def class_axis(logits: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""The type checker of jaxtyping's import hook: beartype, to which an int is a float as in PEP 484."""
+"""The type checker of jaxtyping's import hook: beartype, to which an int is a float (PEP 484)."""
 
 from typing import TypeVar
 

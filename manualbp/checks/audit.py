@@ -27,11 +27,12 @@ ALLOWED_OPERATIONS: Mapping[str, frozenset[str]] = {
             "zeros_like",
         }
     ),
-    "the same numbers in another shape or order": frozenset(
+    "the same numbers in another shape or place": frozenset(
         {
             "_unsafe_view",
             "expand",
             "permute",
+            "scatter_",
             "select",
             "squeeze_",
             "stack",

@@ -82,22 +82,23 @@ class WithLoss(Layer[Any]):
 
 
 class WithLossTwin(nn.Module):
-    """The same through autograd."""
+    """The same through autograd; only the model has a state, in torch's sense."""
 
-    def __init__(self, model: nn.Module, loss: nn.Module, target: Tensor) -> None:
+    def __init__(self, model: nn.Module, error: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.model = model
-        self.loss = loss
-        self.target = target
+        self.error = error
 
     def forward(self, x: Tensor) -> Tensor:
         """Return E."""
-        return self.loss(self.model(x), self.target)
+        return self.error(self.model(x))
 
 
 def loss_case(case: LossCase, seed: int = 0) -> Case:
     """Return the case of a loss as the case of a layer; its targets are drawn here."""
-    target = case.target(torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    case.y(generator)  # so that targets and outputs are not the same numbers
+    target = case.target(generator)
     layer = WithLoss(Sequential(), case.loss, target)
     return Case(case.name, layer, case.shape, scale=case.scale)
 
@@ -464,9 +465,10 @@ LAYOUTS: Mapping[str, tuple[Layout, Layout]] = {
 
 
 def _twin(layer: AnyLayer) -> nn.Module:
-    if isinstance(layer, WithLoss):
-        return WithLossTwin(twin(layer.model), twin_loss(layer.loss), layer.target)
-    return twin(layer)
+    if not isinstance(layer, WithLoss):
+        return twin(layer)
+    loss, target = twin_loss(layer.loss), layer.target
+    return WithLossTwin(twin(layer.model), lambda y: loss(y, target))
 
 
 def _moved(layer: AnyLayer, dtype: torch.dtype, device: torch.device | str) -> AnyLayer:

@@ -67,7 +67,8 @@ class AutogradEngine:
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _penalty(self, strength: float, norm: str) -> Tensor:
-        weights = [w for w in self.named.values() if w.ndim > 1]
+        # Maxout's bias has two axes, and is none the less no weight.
+        weights = [w for n, w in self.named.items() if w.ndim > 1 and not n.endswith("bias")]
         terms = [0.5 * w.square().sum() if norm == "l2" else w.abs().sum() for w in weights]
         return strength * torch.stack(terms).sum()
 
