@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -77,36 +77,42 @@ def _compare(config: CompareConfig) -> int:
 def _parse(words: list[str], base: TrainConfig) -> TrainConfig | CompareConfig:
     """Return the command that the words describe.
 
-    tyro describes a mistake in a box of several lines; here it becomes one line.
+    tyro describes a mistake in several lines; here it becomes one line.
     """
     commands: Any = (
         Annotated[TrainConfig, tyro.conf.subcommand("train", default=base)]
         | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
     )
+
+    def parse() -> TrainConfig | CompareConfig:
+        return tyro.cli(
+            commands,
+            prog="manualbp",
+            description=DESCRIPTION,
+            args=words,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+
     stderr = io.StringIO()
     try:
-        with redirect_stderr(stderr):
-            return tyro.cli(
-                commands,
-                prog="manualbp",
-                description=DESCRIPTION,
-                args=words,
-                config=(tyro.conf.OmitArgPrefixes,),
-            )
+        # With no terminal for its output tyro leaves out frames and colours.
+        with redirect_stdout(io.StringIO()), redirect_stderr(stderr):
+            return parse()
     except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise UsageError(_in_one_line(stderr.getvalue())) from None
+        if stop.code not in (0, None):
+            raise UsageError(_in_one_line(stderr.getvalue())) from None
+    return parse()  # prints the help again, for everyone to see
 
 
-def _in_one_line(box: str) -> str:
-    """Return the message in tyro's box, without the frame, the title and the hint for --help."""
-    lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()[1:]]
-    parts = " ".join(line or "\n" for line in lines).split("\n")
-    said = [" ".join(part.split()) for part in parts]
-    # Of a suggestion the option is enough, and of a wrong value that it is wrong.
-    said = [re.sub(r"^(Perhaps you meant: --[\w-]+) .*", r"\1", part) for part in said]
-    return "; ".join(p for p in said if p and "helptext" not in p and "Got errors" not in p)
+def _in_one_line(text: str) -> str:
+    """Return what tyro says of a mistake, without the title above it and the help below it."""
+    _, message, *hints = re.split(r"^ *-+ *$", text, flags=re.MULTILINE)
+    said = [message.split("Got errors:")[0]]
+    for hint in hints:
+        # Of a suggestion the option is enough.
+        option = re.search(r"Perhaps you meant:\s*(--[\w-]+)", hint)
+        said += [option[0]] if option else [hint] if "helptext" not in hint else []
+    return "; ".join(" ".join(part.split()) for part in said)
 
 
 def _base_config(words: list[str]) -> TrainConfig:
