@@ -1,0 +1,182 @@
+"""Update rules: 200 steps beside torch.optim, and how the gradient is clipped."""
+
+from math import cos
+
+import pytest
+import torch
+from torch import nn
+
+from manualbp.checks.agreement import relative_error
+from manualbp.optimizers import (
+    SGD,
+    Adagrad,
+    Adam,
+    AdamW,
+    LookAheadNesterov,
+    RMSprop,
+    clip_norm_,
+    clip_value_,
+)
+from reference.optimizers import LookAheadNesterov as LookAheadNesterovTwin
+from reference.twins import twin_optimizer
+
+STEPS = 200
+SIZE = 40
+
+RULES = [
+    SGD(0.1),
+    SGD(0.1, momentum=0.9),
+    SGD(0.1, momentum=0.9, dampening=0.3),
+    SGD(0.1, momentum=0.9, nesterov=True),
+    SGD(0.1, weight_decay=0.01),
+    SGD(0.1, momentum=0.9, dampening=0.5, weight_decay=0.01),
+    SGD(0.1, momentum=0.9, weight_decay=0.01, nesterov=True),
+    LookAheadNesterov(0.1),
+    LookAheadNesterov(0.1, momentum=0.5, weight_decay=0.01),
+    LookAheadNesterov(0.1, momentum=0.0),
+    Adagrad(),
+    Adagrad(0.1, lr_decay=0.02),
+    Adagrad(0.1, weight_decay=0.01, initial_accumulator_value=0.3, eps=1e-3),
+    RMSprop(),
+    RMSprop(alpha=0.9, weight_decay=0.01, eps=1e-3),
+    RMSprop(momentum=0.9),
+    RMSprop(centered=True),
+    RMSprop(alpha=0.9, centered=True, momentum=0.5, weight_decay=0.01),
+    Adam(),
+    Adam(0.01, betas=(0.8, 0.95), eps=1e-3),
+    Adam(0.01, weight_decay=0.01),
+    AdamW(),
+    AdamW(0.01, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.1),
+]
+EACH_RULE = pytest.mark.parametrize("rule", RULES, ids=str)
+
+
+class Bowl:
+    """E_t = Σ_j ½ c_j (w_j - n_tj)²: a gradient that depends on the parameters and on chance."""
+
+    def __init__(self, dtype=torch.float64, device="cpu"):
+        generator = torch.Generator().manual_seed(0)
+
+        def draw(sample, *shape):
+            return sample(shape, generator=generator, dtype=torch.float64).to(device, dtype)
+
+        self.start = draw(torch.randn, SIZE)
+        self.curvature = draw(torch.rand, SIZE) + 0.1
+        self.noise = draw(torch.randn, STEPS + 1, SIZE)
+
+    def gradient(self, w, step):
+        return self.curvature * (w - self.noise[step])
+
+
+class ByHand:
+    """A rule with the parameters, gradients and memory it works on."""
+
+    def __init__(self, rule, bowl):
+        self.rule, self.bowl = rule, bowl
+        self.w, self.g = bowl.start.clone(), torch.ones_like(bowl.start)
+        self.state = rule.init(self.w)
+
+    def step(self, step, lr):
+        self.rule.begin(self.w, self.g, self.state)
+        self.g.add_(self.bowl.gradient(self.w, step))
+        before = self.g.clone()
+        coefficients = self.w.new_tensor(self.rule.coefficients(step, lr)).unbind()
+        self.rule.update(self.w, self.g, self.state, coefficients)
+        assert torch.equal(self.g, before), "update changes the gradients"
+
+
+@EACH_RULE
+def test_200_steps_are_those_of_torch_optim(rule, device):
+    """With a rate that changes at each step, and is 0 at the first as in a warm-up."""
+    bowl = Bowl(device=device)
+    ours = ByHand(rule, bowl)
+    w = nn.Parameter(bowl.start.clone())
+    optimizer = twin_optimizer(rule, [w])
+    for step in range(1, STEPS + 1):
+        lr = rule.lr * (1 - cos(step - 1)) / 2
+        ours.step(step, lr)
+        optimizer.param_groups[0]["lr"] = lr
+        if isinstance(optimizer, LookAheadNesterovTwin):
+            optimizer.look_ahead()
+        w.grad = bowl.gradient(w.detach(), step)
+        optimizer.step()
+
+        assert relative_error(ours.w, w.detach()) < 1e-12, step
+        expected = {name: s for name, s in optimizer.state[w].items() if name != "step"}
+        expected = {name: tensor for name, tensor in expected.items() if tensor is not None}
+        assert ours.state.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert relative_error(ours.state[name], tensor) < 1e-12, (step, name)
+
+
+@EACH_RULE
+def test_a_zero_whose_gradient_is_zero_stays(rule):
+    """As in the gaps between the parameters in the flat tensor."""
+    bowl = Bowl()
+    bowl.start[::2] = bowl.curvature[::2] = 0
+    ours = ByHand(rule, bowl)
+    for step in range(1, 6):
+        ours.step(step, rule.lr)
+    assert (ours.w[::2] == 0).all()
+    assert (ours.w[1::2] != bowl.start[1::2]).all()
+
+
+def test_looking_ahead_runs_through_the_parameters_of_torch_s_nesterov():
+    """With a constant rate, w + μ v of the one is w of the other at every step."""
+    classical = ByHand(LookAheadNesterov(0.1, momentum=0.9, weight_decay=0.01), Bowl())
+    torchs = ByHand(SGD(0.1, momentum=0.9, weight_decay=0.01, nesterov=True), Bowl())
+    for step in range(1, STEPS + 1):
+        classical.step(step, 0.1)
+        torchs.step(step, 0.1)
+        assert relative_error(classical.w + 0.9 * classical.state["velocity"], torchs.w) < 1e-12
+    assert relative_error(classical.w, torchs.w) > 1e-3  # else the two would be one
+
+
+@EACH_RULE
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)], ids=str
+)
+def test_lower_precision_goes_the_same_way(rule, dtype, tolerance, device):
+    low, exact = ByHand(rule, Bowl(dtype, device)), ByHand(rule, Bowl(device=device))
+    for step in range(1, 11):
+        low.step(step, rule.lr)
+        exact.step(step, rule.lr)
+    assert all(tensor.dtype == dtype for tensor in (low.w, *low.state.values()))
+    assert relative_error(low.w, exact.w) < tolerance
+
+
+def gradients(device, scale):
+    """Return the gradients of two parameters in one flat tensor, and as torch's."""
+    flat = scale * Bowl(device=device).start
+    leaves = [nn.Parameter(torch.zeros_like(part)) for part in flat.split(SIZE // 2)]
+    for leaf, part in zip(leaves, flat.split(SIZE // 2), strict=True):
+        leaf.grad = part.clone()
+    return flat, leaves
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0, 1e6])
+def test_clipping_by_norm_is_that_of_torch(scale, device):
+    flat, leaves = gradients(device, scale)
+    norm = clip_norm_(flat, 0.5)
+    expected = nn.utils.clip_grad_norm_(leaves, 0.5)
+    torch.testing.assert_close(norm, expected, rtol=1e-12, atol=0)
+    clipped = torch.cat([leaf.grad for leaf in leaves])
+    torch.testing.assert_close(flat, clipped, rtol=1e-12, atol=0)
+    assert flat.norm() <= 0.5
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e6])
+def test_clipping_by_value_is_that_of_torch(scale, device):
+    flat, leaves = gradients(device, scale)
+    clip_value_(flat, 0.5)
+    nn.utils.clip_grad_value_(leaves, 0.5)
+    assert torch.equal(flat, torch.cat([leaf.grad for leaf in leaves]))
+
+
+def test_the_settings_have_the_names_and_defaults_of_torch():
+    for rule in (SGD(), Adagrad(), RMSprop(), Adam(), AdamW()):
+        defaults = getattr(torch.optim, type(rule).__name__)(
+            [nn.Parameter(torch.zeros(1))]
+        ).defaults
+        for name, value in vars(rule).items():
+            assert defaults[name] == value, (rule, name)
