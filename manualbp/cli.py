@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import fields
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,10 +69,15 @@ def _train(config: TrainConfig, base: TrainConfig) -> int:
 def _compare(config: CompareConfig) -> int:
     rows = compare(config)
     if config.json:
-        print(json.dumps([row._asdict() for row in rows], indent=2))
+        print(json.dumps([_as_json(row._asdict()) for row in rows], indent=2, allow_nan=False))
     else:
         print_rows(Console(), rows)
     return 0 if all(row.verdict == "agree" for row in rows) else 1
+
+
+def _as_json(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the row with None, JSON's null, for NaN and infinity, which JSON has no word for."""
+    return {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in row.items()}
 
 
 def _parse(words: list[str], base: TrainConfig) -> TrainConfig | CompareConfig:
@@ -131,16 +137,22 @@ def _base_config(words: list[str]) -> TrainConfig:
 
 
 def _value_of(option: str, words: list[str]) -> str | None:
-    for place, word in enumerate(words):
-        if word == option and place + 1 < len(words):
-            return words[place + 1]
-        if word.startswith(f"{option}="):
-            return word.removeprefix(f"{option}=")
-    return None
+    """Return the value that tyro is going to find: the last one."""
+    found = None
+    for word, following in zip(words, [*words[1:], None], strict=True):
+        if word == option:
+            found = following
+        elif word.startswith(f"{option}="):
+            found = word.removeprefix(f"{option}=")
+    return found
 
 
 def _require_unchanged(config: TrainConfig, base: TrainConfig) -> None:
     """Raise UsageError for an option that would make a resumed run another run."""
+    for name in ("run_dir", "config"):
+        if getattr(config, name) is not None:
+            option = name.replace("_", "-")
+            raise UsageError(f"--{option} and --resume exclude each other: a run has one already")
     open_ones = [*NOT_RESUMABLE, *OPEN_ON_RESUME]
     if base.schedule == "cosine":
         open_ones.remove("max_epochs")  # the learning rate depends on it

@@ -52,6 +52,8 @@ class CompareConfig:
 
 def compare(config: CompareConfig) -> list[Row]:
     """Return the rows. Raises UsageError for a layer that is not there, with a near-miss."""
+    if not 0 <= config.seed < 2**32:
+        raise UsageError(f"--seed is {config.seed}: it must be from 0 to {2**32 - 1}")
     device, dtype = resolve_device(config.device), DTYPES[config.dtype]
     if config.layer is None:
         return compare_default_model(dtype, device, config.seed)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from math import isfinite
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType, UnionType
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -152,7 +154,7 @@ class TrainConfig:
     def validate(self) -> None:
         """Raise UsageError for the first number that is out of range."""
         at_least_one = ("max_epochs", "accumulate")
-        at_least_zero = ("batch_size", "patience", "seed", "threads")
+        at_least_zero = ("batch_size", "patience", "threads")
         non_negative = ("momentum", "weight_decay", "min_delta", "l1", "l2", "checkpoint_seconds")
         positive = ("lr", "clip_norm", "clip_value", "lockstep_limit")
         for name in at_least_one:
@@ -167,6 +169,7 @@ class TrainConfig:
             value = getattr(self, name)
             self._require(name, value is None or (isfinite(value) and value > 0), "more than 0")
         self._require("hidden", all(units >= 1 for units in self.hidden), "1 unit or more a layer")
+        self._require("seed", 0 <= self.seed < 2**32, "from 0 to 4294967295")
         self._require("dropout", 0 <= self.dropout < 1, "from 0 to below 1")
         self._require("label_smoothing", 0 <= self.label_smoothing <= 1, "from 0 to 1")
         self._require("momentum", self.momentum < 1, "below 1")
@@ -221,4 +224,36 @@ def from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
     for name in values:
         if name not in names:
             raise UsageError(f"{where}: unknown setting {name!r}; {did_you_mean(name, names)}")
-    return TrainConfig(**values)
+    kinds = get_type_hints(TrainConfig)
+    for name, value in values.items():
+        if not _fits(value, kinds[name]):
+            expected = _in_words(kinds[name])
+            raise UsageError(f"{where}: {name} is {json.dumps(value)}; expected {expected}")
+    settings = dict(values)
+    if "hidden" in settings:
+        settings["hidden"] = tuple(settings["hidden"])  # JSON has lists only
+    return TrainConfig(**settings)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Return whether a value from JSON is of this type; for a float a whole number will do."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return value in parts
+    if origin is UnionType:
+        return any(_fits(value, part) for part in parts)
+    if origin is tuple:
+        return isinstance(value, list) and all(_fits(v, parts[0]) for v in cast("list[Any]", value))
+    # Not isinstance: True is no number here.
+    return type(value) in ((int, float) if kind is float else (kind,))
+
+
+def _in_words(kind: Any) -> str:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return f"one of {', '.join(parts)}"
+    if origin is UnionType:
+        return " or ".join(_in_words(part) for part in parts)
+    if origin is tuple:
+        return "a list of whole numbers"
+    return {str: "text", int: "a whole number", float: "a number", NoneType: "null"}[kind]
