@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -104,7 +105,8 @@ class AutogradEngine:
     def load_memory(self, memory: Mapping[str, Any]) -> None:
         """Take such a copy back."""
         groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": memory["state"], "param_groups": groups})
+        # torch would keep the very tensors of the memory, and change them with the next update.
+        self.optimizer.load_state_dict(deepcopy({"state": memory["state"], "param_groups": groups}))
         restore_random_state({"masks": self.generator}, memory["random"])
 
 
@@ -121,13 +123,12 @@ class LockstepEngine:
         self.manual = manual
         self.autograd = autograd
         self.limit = limit
-        self.largest = {"gradients": 0.0, "parameters": 0.0}
+        self._largest = {"gradients": 0.0, "parameters": 0.0}
 
     def plan(self, rates: Sequence[float]) -> None:
         """Set the learning rates of the coming updates."""
         self.manual.plan(rates)
         self.autograd.plan(rates)
-        self.largest = {"gradients": 0.0, "parameters": 0.0}
 
     def step(self, x: Tensor, target: Tensor) -> Tensor:
         """Make the same update on both sides; return the hand-written outputs before it."""
@@ -142,12 +143,17 @@ class LockstepEngine:
         for name, a in ours.items():
             b = theirs[name]
             error = relative_error(a, b) and (a - b).abs().max().item() / max(scale, 1e-300)
-            self.largest[kind] = max(self.largest[kind], error)
+            self._largest[kind] = max(self._largest[kind], error)
             if not error <= self.limit:
                 raise CheckFailed(
                     f"lockstep: at step {self.manual.steps} the {kind} of {name} differ by "
                     f"{error:.2e} of the largest, more than the limit {self.limit:.0e}"
                 )
+
+    def take_differences(self) -> dict[str, float]:
+        """Return the largest errors of "gradients" and "parameters", and begin anew from zero."""
+        largest, self._largest = self._largest, {"gradients": 0.0, "parameters": 0.0}
+        return largest
 
     def predict(self, x: Tensor) -> Tensor:
         """Return the hand-written outputs in evaluation mode."""
@@ -173,6 +179,7 @@ class LockstepEngine:
             "manual": self.manual.memory(),
             "autograd": self.autograd.memory(),
             "autograd_weights": weights,
+            "largest": dict(self._largest),
         }
 
     def load_memory(self, memory: Mapping[str, Any]) -> None:
@@ -180,6 +187,7 @@ class LockstepEngine:
         self.manual.load_memory(memory["manual"])
         self.autograd.load_memory(memory["autograd"])
         self.autograd.load_weights(memory["autograd_weights"])
+        self._largest = dict(memory["largest"])
 
 
 LIMITS = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.5}

@@ -12,8 +12,10 @@ from manualbp.training.data import Split
 from manualbp.training.loop import Trainer, Weights, copy
 
 
-def first_not_finite(trainer: Trainer, model: AnyLayer, params: Parameters) -> str:
-    """Make the updates of the epoch again, one by one, and name the first that is not finite.
+def first_not_finite(trainer: Trainer, model: AnyLayer, params: Parameters) -> str | None:
+    """Make the updates of the epoch again, one by one, and name the first tensor not finite.
+
+    `trainer.progress.steps` then is the number of that update. None where all of them are finite.
 
     The trainer stands where the epoch began, as `NotFinite` leaves it. Normal steps are not checked
     one by one: that would make the device wait for the host at each of them.
@@ -25,8 +27,8 @@ def first_not_finite(trainer: Trainer, model: AnyLayer, params: Parameters) -> s
         trainer.record(y)
         for name, tensor in _in_order(trainer, model, params, batch, before, y):
             if not tensor.isfinite().all():
-                return f"at step {trainer.progress.steps} {name} is not finite any more"
-    return f"the training loss of epoch {trainer.progress.epoch + 1} is not finite any more"
+                return name
+    return None
 
 
 def _in_order(

@@ -63,7 +63,7 @@ class Observer(Protocol):
 
 
 class NotFinite(Exception):
-    """The loss of an epoch is NaN or infinite; the trainer is back where that epoch began."""
+    """A loss of an epoch, named, is NaN or infinite; the trainer is back where that epoch began."""
 
 
 @dataclass
@@ -86,7 +86,7 @@ class Trainer:
     def fit(self, observer: Observer) -> StopReason:
         """Train until early stopping or `max_epochs`; return why it ended.
 
-        Raises NotFinite when the loss of an epoch is not a number any more.
+        Raises NotFinite when a loss of an epoch is not a number any more.
         """
         while self.stopper.reason is None and self.progress.epoch < self.max_epochs:
             report = self.run_epoch(observer)
@@ -114,9 +114,10 @@ class Trainer:
         targets = torch.cat([batch.t for batch in steps])
         train = self.objective.metrics(progress.outputs, targets)
         val = self.objective.metrics(self.engine.predict(self.val.x), self.val.t)
-        if not isfinite(train["loss"]):
-            self.restore(start)
-            raise NotFinite
+        for part, metrics in (("training", train), ("validation", val)):
+            if not isfinite(metrics["loss"]):
+                self.restore(start)
+                raise NotFinite(f"the {part} loss of epoch {epoch}")
         progress.epoch, progress.position, progress.outputs = epoch, 0, None
         progress.seconds = perf_counter() - began
         values = {f"train_{k}": v for k, v in train.items()}

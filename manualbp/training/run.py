@@ -59,8 +59,8 @@ def train(config: TrainConfig, build_engine: EngineBuilder) -> dict[str, Any]:
     """Train as configured, or go on with `config.resume`, and return what result.json holds.
 
     Raises UsageError for bad input, before anything is written; CheckFailed when the numbers are
-    not finite any more or lockstep finds a difference; Interrupted after a signal. Whatever ends
-    training, the best weights are in best.pt, and the state to go on from is in last.pt.
+    not finite any more or lockstep finds a difference; Interrupted after a signal. Whatever but
+    lockstep ends training, the best weights are in best.pt, the state to go on from is in last.pt.
     """
     config.validate()
     device = resolve_device(config.device)
@@ -153,13 +153,12 @@ class Run:
         return cls(config, data, device, step, params, trainer, display)
 
     def open(self, directory: RunDirectory) -> None:
-        """Load the checkpoint if there is one, write config.json for a new run, open the logs."""
+        """Load the checkpoint if there is one, write config.json, open the logs."""
         self.directory = directory
         resumed = self.config.resume is not None
         if resumed and directory.last.exists():
             self._load_checkpoint()
-        if not resumed:
-            write_json(directory.config, self.config.saved())
+        write_json(directory.config, self.config.saved())
         after = self.trainer.progress.epoch if resumed else None
         self.logs = RunLogs(directory.path, resume_after=after)
         if not after:
@@ -181,11 +180,18 @@ class Run:
             self._save()
             self._finish("interrupted")
             raise
-        except NotFinite:
+        except NotFinite as error:
             self._save()
-            where = first_not_finite(self.trainer, self.step.model, self.params)
+            tensor = first_not_finite(self.trainer, self.step.model, self.params)
+            where = f"at step {self.trainer.progress.steps} {tensor}" if tensor else error
             self._finish("non-finite")
-            raise CheckFailed(f"{where}; a smaller --lr or --clip-norm may help") from None
+            raise CheckFailed(
+                f"{where} is not finite any more; a smaller --lr or --clip-norm may help"
+            ) from None
+        except CheckFailed:
+            # Of lockstep, amid an update: there is no state to save.
+            self._log_differences(self.trainer.progress.epoch + 1)
+            raise
         self._save()
         result = self._finish(reason)
         if reason == "non-finite":
@@ -217,13 +223,19 @@ class Run:
         if epoch == 1 or epoch % HISTOGRAMS_EVERY == 0:
             engine = trainer.engine
             self.logs.histograms(epoch, weights=engine.weights(), gradients=engine.gradients())
-        largest: Mapping[str, float] | None = getattr(trainer.engine, "largest", None)
-        if largest is not None:
-            self.logs.difference(epoch, **largest)
+        self._log_differences(epoch)
         self.display.epoch(report, trainer.stopper)
         if monotonic() - self._saved_at >= self.config.checkpoint_seconds:
             self._save()
         self._raise_if_signalled()
+
+    def _log_differences(self, epoch: int) -> None:
+        """Log how far lockstep's two sides lay apart at most in this epoch."""
+        take: Callable[[], Mapping[str, float]] | None = getattr(
+            self.trainer.engine, "take_differences", None
+        )
+        if take:
+            self.logs.difference(epoch, **take())
 
     def _save(self) -> None:
         """Write best.pt for whoever uses the weights, and last.pt to go on from.
@@ -242,7 +254,7 @@ class Run:
         last = checkpoint.load(self.directory.last)
         try:
             self.trainer.restore(last)
-        except (ValueError, KeyError, RuntimeError, TypeError) as error:
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UsageError(
                 f"checkpoint {self.directory.last} is of another model or run: {error}"
             ) from error
