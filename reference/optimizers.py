@@ -1,4 +1,4 @@
-"""Twins of the update rules: torch.optim's own, and the one that torch does not have."""
+"""Twins of the update rules: torch.optim's own, and the one that torch does not have; CASES."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+import manualbp.optimizers as by_hand
 
 SGD = torch.optim.SGD
 Adagrad = torch.optim.Adagrad
@@ -48,3 +50,30 @@ class LookAheadNesterov(torch.optim.Optimizer):
                 v *= group["momentum"]
                 v -= group["lr"] * gradient
                 p += v
+
+
+CASES: list[by_hand.Optimizer] = [
+    by_hand.SGD(0.1),
+    by_hand.SGD(0.1, momentum=0.9),
+    by_hand.SGD(0.1, momentum=0.9, dampening=0.3),
+    by_hand.SGD(0.1, momentum=0.9, nesterov=True),
+    by_hand.SGD(0.1, weight_decay=0.01),
+    by_hand.SGD(0.1, momentum=0.9, dampening=0.5, weight_decay=0.01),
+    by_hand.SGD(0.1, momentum=0.9, weight_decay=0.01, nesterov=True),
+    by_hand.LookAheadNesterov(0.1),
+    by_hand.LookAheadNesterov(0.1, momentum=0.5, weight_decay=0.01),
+    by_hand.LookAheadNesterov(0.1, momentum=0.0),
+    by_hand.Adagrad(),
+    by_hand.Adagrad(0.1, lr_decay=0.02),
+    by_hand.Adagrad(0.1, weight_decay=0.01, initial_accumulator_value=0.3, eps=1e-3),
+    by_hand.RMSprop(),
+    by_hand.RMSprop(alpha=0.9, weight_decay=0.01, eps=1e-3),
+    by_hand.RMSprop(momentum=0.9),
+    by_hand.RMSprop(centered=True),
+    by_hand.RMSprop(alpha=0.9, centered=True, momentum=0.5, weight_decay=0.01),
+    by_hand.Adam(),
+    by_hand.Adam(0.01, betas=(0.8, 0.95), eps=1e-3),
+    by_hand.Adam(0.01, weight_decay=0.01),
+    by_hand.AdamW(),
+    by_hand.AdamW(0.01, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.1),
+]

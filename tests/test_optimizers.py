@@ -17,38 +17,14 @@ from manualbp.optimizers import (
     clip_norm_,
     clip_value_,
 )
+from reference.optimizers import CASES
 from reference.optimizers import LookAheadNesterov as LookAheadNesterovTwin
 from reference.twins import twin_optimizer
 
 STEPS = 200
 SIZE = 40
 
-RULES = [
-    SGD(0.1),
-    SGD(0.1, momentum=0.9),
-    SGD(0.1, momentum=0.9, dampening=0.3),
-    SGD(0.1, momentum=0.9, nesterov=True),
-    SGD(0.1, weight_decay=0.01),
-    SGD(0.1, momentum=0.9, dampening=0.5, weight_decay=0.01),
-    SGD(0.1, momentum=0.9, weight_decay=0.01, nesterov=True),
-    LookAheadNesterov(0.1),
-    LookAheadNesterov(0.1, momentum=0.5, weight_decay=0.01),
-    LookAheadNesterov(0.1, momentum=0.0),
-    Adagrad(),
-    Adagrad(0.1, lr_decay=0.02),
-    Adagrad(0.1, weight_decay=0.01, initial_accumulator_value=0.3, eps=1e-3),
-    RMSprop(),
-    RMSprop(alpha=0.9, weight_decay=0.01, eps=1e-3),
-    RMSprop(momentum=0.9),
-    RMSprop(centered=True),
-    RMSprop(alpha=0.9, centered=True, momentum=0.5, weight_decay=0.01),
-    Adam(),
-    Adam(0.01, betas=(0.8, 0.95), eps=1e-3),
-    Adam(0.01, weight_decay=0.01),
-    AdamW(),
-    AdamW(0.01, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.1),
-]
-EACH_RULE = pytest.mark.parametrize("rule", RULES, ids=str)
+EACH_RULE = pytest.mark.parametrize("rule", CASES, ids=str)
 
 
 class Bowl:

@@ -35,7 +35,6 @@ ALLOWED_OPERATIONS: Mapping[str, frozenset[str]] = {
             "scatter_",
             "select",
             "squeeze_",
-            "stack",
             "transpose",
             "unsqueeze",
             "view",
@@ -111,14 +110,26 @@ def _tensors(result: object) -> list[Tensor]:
 AUTOGRAD = ("torch.nn", "torch.autograd", "torch.func", "torch.optim", "reference")
 """What only manualbp/checks may import."""
 
-AUTOGRAD_ATTRIBUTES = {"enable_grad", "grad_fn", "requires_grad", "requires_grad_", "retain_grad"}
+AUTOGRAD_NAMES = {"enable_grad", "grad_fn", "requires_grad", "requires_grad_", "retain_grad"}
+"""Attributes and keywords that no hand-written code needs."""
 
-_HEART = ("errors", "initializers", "layers", "losses", "models", "optimizers", "parameters")
-_TRAINING = (*_HEART, "schedules", "training")
+_TRAINING = (
+    "capture",
+    "errors",
+    "initializers",
+    "layers",
+    "losses",
+    "models",
+    "optimizers",
+    "parameters",
+    "schedules",
+    "training",
+)
 
 MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "__init__": (),
     "errors": (),
+    "capture": (),
     "parameters": (),
     "initializers": (),
     "optimizers": (),
@@ -166,15 +177,17 @@ def _faults_of_manualbp(package: Path, path: Path) -> list[str]:
     lines: list[str] = []
     allowed = tuple(f"manualbp.{name}" for name in (area, *MAY_IMPORT[area]))
     for number, name in _imports(tree):
-        if _within(name, ("manualbp",)) and not _within(name, allowed):
+        if name.startswith(".") or (_within(name, ("manualbp",)) and not _within(name, allowed)):
             lines.append(f"{where}:{number} imports {name}, expected: {', '.join(allowed)}")
     if area == "checks":
         return lines
     uses = [*_imports(tree), *_dotted_names(tree)]
     lines += [f"{where}:{n} uses {name}" for n, name in uses if _within(name, AUTOGRAD)]
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and node.attr in AUTOGRAD_ATTRIBUTES:
-            lines.append(f"{where}:{node.lineno} uses .{node.attr}")
+        name = node.attr if isinstance(node, ast.Attribute) else None
+        name = node.arg if isinstance(node, ast.keyword) else name
+        if isinstance(node, (ast.Attribute, ast.keyword)) and name in AUTOGRAD_NAMES:
+            lines.append(f"{where}:{node.lineno} uses {name}")
     for method, arguments in _method_calls(tree):
         if method.attr == "backward" and not arguments:  # a layer's takes some
             lines.append(f"{where}:{method.lineno} calls autograd's .backward()")

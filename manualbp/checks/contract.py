@@ -32,6 +32,7 @@ from manualbp.checks.differences import central_differences, one_sided_differenc
 from manualbp.checks.tolerances import CENTRAL_DIFFERENCES, TOLERANCES
 from manualbp.layers import EVALUATION, AnyLayer, Layer, Mode, Sequential, Softmax
 from manualbp.losses import AnyLoss, CrossEntropyLoss
+from manualbp.optimizers import Optimizer
 from manualbp.parameters import Parameters, Shapes, Views
 from reference.cases import Case, LossCase
 from reference.twins import set_generator, twin, twin_loss
@@ -175,17 +176,23 @@ class Trial:
 
     @property
     def owner(self) -> str:
-        """The name of what is checked, as `manualbp compare --layer` takes it."""
+        """What is checked: a class, as `manualbp compare --layer` takes it, or a model's layers."""
         layer = self.case.layer
-        return type(layer.loss if isinstance(layer, WithLoss) else layer).__name__
+        if not isinstance(layer, WithLoss):
+            return type(layer).__name__
+        loss = type(layer.loss).__name__
+        return loss if layer.model == Sequential() else f"{layer.model} with {loss}"
 
     def report(self, lines: list[str], what: str = "") -> list[str]:
-        """Return the lines, each with the place and the command that shows it again."""
+        """Return the lines, each with the place, and with the command if there is one for it."""
         x, seed = self.inputs.x, self.inputs.seed
         dtype = str(x.dtype).removeprefix("torch.")
         place = f"{self.owner}, case {self.case.name!r}{what}, {x.device.type} {dtype}, seed {seed}"
-        command = f"manualbp compare --layer {self.owner} --dtype {dtype} --device {x.device.type}"
-        return [f"{place}: {line}; to see it again: {command} --seed {seed}" for line in lines]
+        again = ""
+        if self.owner.isidentifier():  # compare knows layers and losses, but not every model
+            again = f"; to see it again: manualbp compare --layer {self.owner} --dtype {dtype}"
+            again += f" --device {x.device.type} --seed {seed}"
+        return [f"{place}: {line}{again}" for line in lines]
 
 
 def agreement(case: Case, dtype: torch.dtype, device: str, seed: int) -> list[str]:
@@ -390,6 +397,18 @@ def record(layer: AnyLayer, params: Parameters, x: Tensor, mode: Mode) -> dict[s
         "backward": backward,
         "backward_parameters": backward_parameters,
     }
+
+
+def record_update(rule: Optimizer, w: Tensor) -> dict[str, Recorder]:
+    """Return what the two halves of a training step of an update rule ran, for parameters w."""
+    begin, update = Recorder(), Recorder()
+    g, state = torch.ones_like(w), rule.init(w)
+    coefficients = [w.new_full((), number) for number in rule.coefficients(2, rule.lr)]
+    with begin:
+        rule.begin(w, g, state)
+    with update:
+        rule.update(w, g, state, coefficients)
+    return {"begin": begin, "update": update}
 
 
 class Watch:
