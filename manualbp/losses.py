@@ -135,10 +135,11 @@ class BCEWithLogitsLoss(Loss[SavedLogits]):
 
 
 class SavedCrossEntropy(NamedTuple):
-    """What the cross-entropy keeps, all of it in the shape of the logits but the last."""
+    """What the cross-entropy keeps; p and q in the shape of the logits."""
 
-    log_p: Tensor  # log of the posterior probabilities
-    q: Tensor  # the weights of log_p in E
+    p: Tensor  # posterior probabilities, softmax(x)
+    q: Tensor  # what the log-probabilities are weighted with in E
+    mass: Tensor | None  # Σ_k q[n,k], with 1 for the axis of classes; None where it is 1 throughout
     total: Tensor | float  # M, what the sum is divided by
 
 
@@ -148,7 +149,8 @@ class CrossEntropyLoss(Loss[SavedCrossEntropy]):
 
     t[n,k] is 1 for the class of example n and else 0 where the target holds class indices, and the
     target itself where it holds probabilities; smoothed by ε: (1-ε) t[n,k] + ε/K. w are the class
-    weights, 1 without. Examples of class `ignore_index` have q = 0.
+    weights, 1 without. Examples of class `ignore_index` have q = 0; None ignores no example, which
+    saves the search for them.
     M = 1 for "sum"; for "mean" the number of examples, or with class indices Σ_n w[class of n] over
     the examples that are not ignored.
 
@@ -165,7 +167,7 @@ class CrossEntropyLoss(Loss[SavedCrossEntropy]):
     """
 
     weight: Tensor | None = None
-    ignore_index: int = -100
+    ignore_index: int | None = -100
     reduction: Reduction = "mean"
     label_smoothing: float = 0.0
 
@@ -173,45 +175,55 @@ class CrossEntropyLoss(Loss[SavedCrossEntropy]):
         self, y: Float[Tensor, "*shape"], target: Tensor
     ) -> tuple[Float[Tensor, ""], SavedCrossEntropy]:
         axis = class_axis(y)
-        x = y - y.amax(axis, keepdim=True)  # log p stays the same, and no exponential overflows
-        log_p = x - x.exp().sum(axis, keepdim=True).log()
-        q, total = self._q(log_p, target, axis)
-        return -(q * log_p).sum() / total, SavedCrossEntropy(log_p, q, total)
+        x = y - y.amax(axis, keepdim=True)  # p stays the same, and no exponential overflows
+        exps = x.exp()
+        sums = exps.sum(axis, keepdim=True)
+        log_p = x - sums.log()  # not log(p), which is -inf where p is too small for a number
+        q, mass, total = self._q(y, target, axis)
+        return -(q * log_p).sum() / total, SavedCrossEntropy(exps / sums, q, mass, total)
 
     def backward(self, saved: SavedCrossEntropy, dE: Tensor | float = 1.0) -> Tensor:
-        log_p, q, total = saved
+        p, q, mass, total = saved
         # E = -1/M Σ_n Σ_k q[n,k] log p[n,k]
-        p = log_p.exp()
         scale = dE / total
         if isinstance(total, Tensor):
             # Where every example is ignored E is 0/0, yet no output has a part in it, as in torch.
             scale = torch.where(total == 0, 0.0, scale)
-        return (p * q.sum(class_axis(p), keepdim=True) - q) * scale
+        return ((p if mass is None else p * mass) - q) * scale
 
-    def _q(self, log_p: Tensor, target: Tensor, axis: int) -> tuple[Tensor, Tensor | float]:
-        """Return q and M."""
-        classes = log_p.shape[axis]
+    def _q(
+        self, y: Tensor, target: Tensor, axis: int
+    ) -> tuple[Tensor, Tensor | None, Tensor | float]:
+        """Return q, Σ_k q and M; of y only shape and dtype matter."""
+        classes = y.shape[axis]
+        examples = y.numel() // classes
+        total: Tensor | float = float(examples) if examples else nan
+        valid: Tensor | float = 1.0
         if target.is_floating_point():
-            t = same_shape(log_p, target)
-            valid: Tensor | float = 1.0
-            examples = log_p.numel() // classes
-            total: Tensor | float = float(examples) if examples else nan
+            t = same_shape(y, target)
         else:
             index = target.unsqueeze(axis)
-            same_shape(log_p.select(axis, 0), target)
-            valid = (index != self.ignore_index).to(log_p.dtype)
-            index = torch.where(index == self.ignore_index, 0, index)
-            t = torch.zeros_like(log_p).scatter_(axis, index, valid)  # one-hot; 0 where ignored
-            total = valid.sum()
+            same_shape(y.select(axis, 0), target)
+            if self.ignore_index is None:
+                t = torch.zeros_like(y).scatter_(axis, index, 1.0)  # one-hot
+            else:
+                valid = (index != self.ignore_index).to(y.dtype)
+                index = torch.where(index == self.ignore_index, 0, index)
+                t = torch.zeros_like(y).scatter_(axis, index, valid)  # 0 where ignored
+                total = valid.sum()
         q = t
         if self.label_smoothing:
             q = (1 - self.label_smoothing) * t + self.label_smoothing / classes * valid
         if self.weight is not None:
-            w = self.weight.reshape(-1, *(1 for _ in log_p.shape[axis + 1 :]))
+            w = self.weight.reshape(-1, *(1 for _ in y.shape[axis + 1 :]))
             q = q * w
             if not target.is_floating_point():
                 total = (t * w).sum()
-        return q, 1.0 if self.reduction == "sum" else total
+        one_hot = (
+            not target.is_floating_point() and self.ignore_index is None and self.weight is None
+        )
+        mass = None if one_hot else q.sum(axis, keepdim=True)
+        return q, mass, 1.0 if self.reduction == "sum" else total
 
 
 @dataclass(frozen=True)

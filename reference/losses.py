@@ -23,7 +23,17 @@ class HalfSquaredError(nn.Module):
 
 MSELoss = nn.MSELoss
 BCEWithLogitsLoss = nn.BCEWithLogitsLoss
-CrossEntropyLoss = nn.CrossEntropyLoss
+
+
+def CrossEntropyLoss(
+    weight: Tensor | None, ignore_index: int | None, reduction: str, label_smoothing: float
+) -> nn.Module:
+    """Return torch.nn.CrossEntropyLoss, for which an index that never occurs ignores nothing."""
+    index = -100 if ignore_index is None else ignore_index
+    return nn.CrossEntropyLoss(
+        weight, ignore_index=index, reduction=reduction, label_smoothing=label_smoothing
+    )
+
 
 _SQUARED: list[tuple[str, by_hand.Reduction, tuple[int, ...]]] = [
     ("mean", "mean", (4, 3)),
@@ -50,6 +60,7 @@ CASES = [
     LossCase("no batch axis", by_hand.CrossEntropyLoss(), (5,), "classes"),
     LossCase("images", by_hand.CrossEntropyLoss(), (2, 5, 3, 4), "classes"),
     LossCase("large logits", by_hand.CrossEntropyLoss(), (4, 5), "classes", scale=1000),
+    LossCase("none to ignore", by_hand.CrossEntropyLoss(None, None), (4, 5), "classes"),
     LossCase("some ignored", by_hand.CrossEntropyLoss(), (7, 5), "some ignored"),
     LossCase("smoothed", by_hand.CrossEntropyLoss(label_smoothing=0.2), (7, 5), "some ignored"),
     LossCase("weighted", by_hand.CrossEntropyLoss(_weight), (7, 5), "some ignored"),

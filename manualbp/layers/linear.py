@@ -64,7 +64,8 @@ class Linear(Layer[SavedInput]):
         # y[n,o] = Σ_i W[o,i] x[n,i] + b[o]
         grads.weight.addmm_(dy_rows.T, rows)  # ∂E/∂W[o,i] += Σ_n dy[n,o] x[n,i]
         if self.bias:
-            grads.bias.add_(dy_rows.sum(0))  # ∂E/∂b[o] += Σ_n dy[n,o]
+            # ∂E/∂b[o] += Σ_n dy[n,o] · 1, as one product that adds where the gradient belongs
+            grads.bias.addmv_(dy_rows.T, dy_rows.new_ones(len(dy_rows)))
 
 
 class SavedMaxout(NamedTuple):

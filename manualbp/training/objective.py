@@ -95,5 +95,5 @@ def objective(
     if name in ("mse", "half-squared-error"):
         squared = HalfSquaredError if name == "half-squared-error" else MSELoss
         return Objective(squared(reduction), "classification", data.outputs)
-    loss = CrossEntropyLoss(reduction=reduction, label_smoothing=label_smoothing)
+    loss = CrossEntropyLoss(None, None, reduction, label_smoothing)
     return Objective(loss, "classification", data.outputs)
