@@ -35,6 +35,14 @@ class Optimizer(ABC):
         """Return the rule's memory before the first step."""
         return {}
 
+    def accumulator(self, state: State) -> Tensor | None:
+        """Return the tensor of `state` that may be passed as `grads`, or None if there is none.
+
+        Where a rule only ever adds the gradient to its memory, the backward pass can do so itself,
+        and two passes over all parameters fall away. Then nobody sees the gradient by itself.
+        """
+        return None
+
     def begin(self, params: Tensor, grads: Tensor, state: State) -> None:
         """Make ready for a backward pass, which adds into `grads`."""
         grads.zero_()
@@ -70,10 +78,28 @@ class SGD(Optimizer):
     def coefficients(self, step: int, lr: float) -> tuple[float, ...]:
         return lr, 1.0 if step == 1 else 1 - self.dampening
 
+    def accumulator(self, state: State) -> Tensor | None:
+        return None if self.dampening or self.nesterov else state.get("momentum_buffer")
+
+    def begin(self, params: Tensor, grads: Tensor, state: State) -> None:
+        if grads is not state.get("momentum_buffer"):
+            grads.zero_()
+            return
+        grads.mul_(self.momentum)  # μ v, to which the backward pass adds g
+        if self.weight_decay:
+            grads.add_(params, alpha=self.weight_decay)  # ... and this λ w
+
+    def gradient(self, accumulated: Tensor, v: Tensor, params: Tensor) -> Tensor:
+        """Return g where μ v + λ w + g was accumulated; v and w are those before the step."""
+        return accumulated.sub(v, alpha=self.momentum).sub_(params, alpha=self.weight_decay)
+
     def update(
         self, params: Tensor, grads: Tensor, state: State, coefficients: Sequence[Tensor]
     ) -> None:
         lr, gain = coefficients
+        if grads is state.get("momentum_buffer"):
+            params.addcmul_(grads, lr, value=-1)
+            return
         g = decayed(grads, params, self.weight_decay)
         if self.momentum:
             v = state["momentum_buffer"].mul_(self.momentum)

@@ -70,7 +70,9 @@ ALLOWED_OPERATIONS: Mapping[str, frozenset[str]] = {
         {"erf", "exp", "expm1", "log", "log1p", "sigmoid", "sqrt", "tanh"}
     ),
     "sums, running sums and the largest of several numbers": frozenset({"amax", "cumsum", "sum"}),
-    "products of matrices and vectors": frozenset({"addmm", "addmm_", "addmv_", "bmm", "dot", "mm"}),
+    "products of matrices and vectors": frozenset(
+        {"addmm", "addmm_", "addmv_", "bmm", "dot", "mm"}
+    ),
 }
 """The operations of hand-written passes by kind, under aten's names.
 

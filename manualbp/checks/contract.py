@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from manualbp.checks.agreement import (
     Inputs,
@@ -172,6 +172,9 @@ class Trial:
                     f"limit {limit:.2e}, autograd's own {own:.2e}; "
                     f"{_worst(ours[row.tensor], truth[row.tensor])}"
                 )
+            kind, expected = _kind(ours[row.tensor]), _kind(autograd[row.tensor])
+            if kind != expected:
+                lines.append(f"{row.tensor} is {kind}, autograd's is {expected}")
         return lines, truth
 
     @property
@@ -344,8 +347,8 @@ def state_dicts(case: Case, dtype: torch.dtype, device: str, seed: int) -> list[
 def fake_cuda(case: Case, dtype: torch.dtype) -> list[str]:
     """On a CUDA device of shapes without numbers every pass stays there, and asks for no number.
 
-    No CUDA is needed. Under FakeTensorMode `.item()`, a branch on data, and a sum of tensors on two
-    devices raise an error; a result on another device gives a line.
+    No CUDA is needed: FakeTensorMode stops at `.item()` and at a branch on data. It raises an error
+    where tensors on two devices meet.
     """
     with FakeTensorMode():
         layer = case.layer
@@ -355,10 +358,13 @@ def fake_cuda(case: Case, dtype: torch.dtype) -> list[str]:
             )
         x = torch.empty(case.shape, dtype=dtype, device="cuda")
         parameters = Parameters.zeros(layer.shapes(), dtype=dtype, device="cuda")
-        recorders = record(layer, parameters, x, Mode(case.training))
+        place = f"{type(layer).__name__}, case {case.name!r}, {dtype}"
+        try:
+            recorders = record(layer, parameters, x, Mode(case.training))
+        except DataDependentOutputException as error:
+            return [f"{place}: a pass reads a number back from the device, by {error}"]
     return [
-        f"{type(layer).__name__}, case {case.name!r}, {dtype}: {name} leaves the result of "
-        f"{operation} on {device}, expected cuda"
+        f"{place}: {name} leaves the result of {operation} on {device}, expected cuda"
         for name, recorder in recorders.items()
         for operation, devices in recorder.operations.items()
         for device in devices - {"cuda"}
@@ -512,6 +518,10 @@ def _far_apart(ours: Results, expected: Results, when: str) -> list[str]:
         for name, tensor in ours.items()
         if relative_error(tensor, expected[name]) > TOLERANCES[tensor.dtype].floor
     ]
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device.type}"
 
 
 def _worst(ours: Tensor, expected: Tensor) -> str:

@@ -23,6 +23,7 @@ def first_not_finite(trainer: Trainer, model: AnyLayer, params: Parameters) -> s
     steps, _ = trainer.plan_epoch()
     for batch in steps[trainer.progress.position :]:
         before = copy(trainer.engine.weights())
+        trainer.engine.watch()
         y = trainer.engine.step(batch.x, batch.t)
         trainer.record(y)
         for name, tensor in _in_order(trainer, model, params, batch, before, y):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from manualbp.capture import capture
 from manualbp.layers import EVALUATION, Mode
+from manualbp.optimizers import SGD
 from manualbp.parameters import Parameters
 from manualbp.training.checkpoint import random_state, restore_random_state
 from manualbp.training.step import TrainingStep
 
 
+@runtime_checkable
 class Engine(Protocol):
     """What the training loop needs of an engine. All names of tensors are torch.nn's."""
 
@@ -33,8 +36,12 @@ class Engine(Protocol):
         """Return the parameters themselves, not copies."""
         ...
 
+    def watch(self) -> None:
+        """Hear that the gradients of the next update will be asked for."""
+        ...
+
     def gradients(self) -> Mapping[str, Tensor]:
-        """Return the gradients of the last update."""
+        """Return the gradients of the last update, if `watch` was called before it."""
         ...
 
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
@@ -51,17 +58,35 @@ class Engine(Protocol):
 
 
 class ManualEngine:
-    """Every pass by hand."""
+    """Every pass by hand. The step is recorded and replayed, unless `recorded` is False.
 
-    def __init__(self, step: TrainingStep, params: Parameters, generator: torch.Generator) -> None:
+    Where update rule and step allow it, the backward pass adds straight into the momentum, and the
+    gradients by themselves are known only after `watch`; not so with `separate_gradients`.
+    """
+
+    def __init__(
+        self,
+        step: TrainingStep,
+        params: Parameters,
+        generator: torch.Generator,
+        *,
+        recorded: bool = True,
+        separate_gradients: bool = False,
+    ) -> None:
         self.training_step = step
         self.params = params
-        self.grads = params.zeros_like()
         self.state = step.optimizer.init(params.flat)
+        shared = step.optimizer.accumulator(self.state)
+        if shared is None or step.needs_gradients or separate_gradients:
+            self.grads = params.zeros_like()
+        else:
+            self.grads = Parameters(params.shapes, shared)
         self.generator = generator
         self.mode = Mode(training=True, generator=generator)
         self.steps = 0
-        self._coefficients: Iterator[Sequence[Tensor]] = iter(())
+        self._before: tuple[Tensor, Tensor] | None = None
+        self._coefficients: Iterator[Tensor] = iter(())
+        self._update = capture(self._eager_update) if recorded else self._eager_update
 
     def plan(self, rates: Sequence[float]) -> None:
         """Compute the coefficients of the coming updates and bring them to the device at once."""
@@ -69,16 +94,23 @@ class ManualEngine:
         table = [rule.coefficients(self.steps + i, rate) for i, rate in enumerate(rates, 1)]
         flat = self.params.flat
         rows = torch.tensor(table, dtype=torch.float64).to(flat.device, flat.dtype)
-        self._coefficients = (row.unbind() for row in rows.unbind())
+        self._coefficients = iter(rows.unbind())
 
     @torch.inference_mode()
     def step(self, x: Tensor, target: Tensor) -> Tensor:
-        """Make one update; return the outputs before it."""
+        """Make one update; return the outputs before it, which the next update overwrites."""
         coefficients = next(self._coefficients)
         self.steps += 1
+        return self._update(x, target, coefficients)
+
+    def _eager_update(self, x: Tensor, target: Tensor, coefficients: Tensor) -> Tensor:
         return self.training_step(
-            self.params, self.grads, self.state, x, target, coefficients, self.mode
+            self.params, self.grads, self.state, x, target, coefficients.unbind(), self.mode
         )
+
+    def watch(self) -> None:
+        """Remember what is needed to tell the gradients of the next update from the momentum."""
+        self._before = self.params.flat.clone(), self.grads.flat.clone()
 
     @torch.inference_mode()
     def predict(self, x: Tensor) -> Tensor:
@@ -91,8 +123,13 @@ class ManualEngine:
         return self.params.named()
 
     def gradients(self) -> Mapping[str, Tensor]:
-        """Return the gradients of the last update."""
-        return self.grads.named()
+        """Return the gradients of the last update, before which `watch` was called."""
+        if self.grads.flat is not self.state.get("momentum_buffer"):
+            return self.grads.named()
+        assert self._before is not None, "watch() comes before the update"
+        params, v = self._before
+        rule = cast(SGD, self.training_step.optimizer)
+        return Parameters(self.params.shapes, rule.gradient(self.grads.flat, v, params)).named()
 
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
         """Copy parameters in; ValueError if names or shapes differ."""

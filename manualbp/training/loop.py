@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -46,6 +46,7 @@ class EpochReport:
     update_ratios: Mapping[str, float]
 
 
+@runtime_checkable
 class Observer(Protocol):
     """Who follows a run: logs, progress display, checkpoints."""
 
@@ -106,6 +107,7 @@ class Trainer:
             last = position == len(steps) - 1
             if last and details:
                 before = copy(self.engine.weights())
+                self.engine.watch()
             self.record(self.engine.step(batch.x, batch.t))
             if not last:
                 progress.seconds = perf_counter() - began

@@ -55,6 +55,11 @@ class TrainingStep:
         self.optimizer.update(params.flat, grads.flat, state, coefficients)
         return y
 
+    @property
+    def needs_gradients(self) -> bool:
+        """Return whether the gradients are needed by themselves, and not only added to momentum."""
+        return self.clip_norm is not None or self.clip_value is not None
+
     def add_gradients(
         self, params: Parameters, grads: Parameters, x: Tensor, target: Tensor, mode: Mode
     ) -> Tensor:
