@@ -47,10 +47,11 @@ class Bowl:
 class ByHand:
     """A rule with the parameters, gradients and memory it works on."""
 
-    def __init__(self, rule, bowl):
+    def __init__(self, rule, bowl, *, directly=False):
         self.rule, self.bowl = rule, bowl
-        self.w, self.g = bowl.start.clone(), torch.ones_like(bowl.start)
+        self.w = bowl.start.clone()
         self.state = rule.init(self.w)
+        self.g = rule.accumulator(self.state) if directly else torch.ones_like(self.w)
 
     def step(self, step, lr):
         self.rule.begin(self.w, self.g, self.state)
@@ -83,6 +84,33 @@ def test_200_steps_are_those_of_torch_optim(rule, device):
         assert ours.state.keys() == expected.keys()
         for name, tensor in expected.items():
             assert relative_error(ours.state[name], tensor) < 1e-12, (step, name)
+
+
+@pytest.mark.parametrize(
+    "rule", [rule for rule in CASES if rule.accumulator(rule.init(torch.zeros(1))) is not None]
+)
+def test_gradients_added_straight_into_the_memory_give_the_same_run(rule, device):
+    bowl = Bowl(device=device)
+    apart, direct = ByHand(rule, bowl), ByHand(rule, bowl, directly=True)
+    for step in range(1, STEPS + 1):
+        lr = rule.lr * (1 - cos(step - 1)) / 2
+        w, v = direct.w.clone(), direct.g.clone()
+        apart.step(step, lr)
+        direct.step(step, lr)
+        assert relative_error(direct.w, apart.w) < 1e-12, step
+        for name, tensor in apart.state.items():
+            assert relative_error(direct.state[name], tensor) < 1e-12, (step, name)
+        # What was added can be told from what was there.
+        gradient = rule.gradient(direct.g, v, w)
+        assert relative_error(gradient, bowl.gradient(w, step)) < 1e-12, step
+
+
+def test_momentum_is_a_memory_to_add_gradients_to_only_where_it_gets_them_as_they_are():
+    v = {"momentum_buffer": torch.zeros(1)}
+    assert SGD(momentum=0.9).accumulator(v) is v["momentum_buffer"]
+    assert SGD().accumulator({}) is None
+    assert SGD(momentum=0.9, nesterov=True).accumulator(v) is None
+    assert SGD(momentum=0.9, dampening=0.1).accumulator(v) is None
 
 
 @EACH_RULE
