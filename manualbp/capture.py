@@ -33,7 +33,7 @@ all the time is run as it stands."""
 
 
 class Captured:
-    """`step`, recorded at the first call for each combination of argument shapes and replayed after.
+    """`step`, recorded at the first call for each combination of argument shapes, then replayed.
 
     The result is overwritten by the next call for the same shapes. Tensors that the step reaches by
     itself (parameters, gradients, optimiser state) are changed in place, as by the step. A shape
@@ -76,7 +76,7 @@ class Recording:
 
 
 def record(step: Step, arguments: Sequence[Tensor]) -> Recording:
-    """Run the step once on copies of the arguments, undo what it changed, and return a recording."""
+    """Run the step once on copies of the arguments, undo what it changed; return the recording."""
     own = [argument.clone() for argument in arguments]
     tape = Tape()
     with tape:
@@ -107,11 +107,11 @@ class Call:
     @property
     def changed(self) -> list[Tensor]:
         """Return the arguments that the operation writes to."""
-        named = dict(zip([a.name for a in self.op._schema.arguments], self.args, strict=False))
-        named |= self.kwargs
+        arguments = _schema(self.op).arguments
+        named = dict(zip([a.name for a in arguments], self.args, strict=False)) | self.kwargs
         return [
             cast(Tensor, named[a.name])
-            for a in self.op._schema.arguments
+            for a in arguments
             if a.alias_info is not None and a.alias_info.is_write and a.name in named
         ]
 
@@ -125,7 +125,7 @@ class Tape(TorchDispatchMode):
         return False
 
     def __init__(self) -> None:
-        super().__init__()
+        cast(Any, super()).__init__()
         self.calls: list[Call] = []
         self.generators: list[torch.Generator] = []
         self._made: set[int] = set()
@@ -160,17 +160,17 @@ class Tape(TorchDispatchMode):
 # What makes a tensor from shape, dtype and numbers alone; the value is what its memory is filled
 # with, None is nothing in particular.
 FACTORIES: dict[str, Callable[[Call], Any]] = {
-    "aten::empty": lambda call: None,
-    "aten::empty_like": lambda call: None,
-    "aten::new_empty": lambda call: None,
-    "aten::zeros": lambda call: 0,
-    "aten::zeros_like": lambda call: 0,
-    "aten::new_zeros": lambda call: 0,
-    "aten::ones_like": lambda call: 1,
-    "aten::new_ones": lambda call: 1,
-    "aten::full": lambda call: call.args[1],
-    "aten::full_like": lambda call: call.args[1],
-    "aten::new_full": lambda call: call.args[2],
+    "empty": lambda call: None,
+    "empty_like": lambda call: None,
+    "new_empty": lambda call: None,
+    "zeros": lambda call: 0,
+    "zeros_like": lambda call: 0,
+    "new_zeros": lambda call: 0,
+    "ones_like": lambda call: 1,
+    "new_ones": lambda call: 1,
+    "full": lambda call: call.args[1],
+    "full_like": lambda call: call.args[1],
+    "new_full": lambda call: call.args[2],
 }
 
 
@@ -185,7 +185,7 @@ def _plan(calls: list[Call], arguments: list[Tensor], result: Tensor) -> Recordi
     for i, call in enumerate(kept):
         made = [t for t in call.outputs if _memory(t) not in {_memory(x) for x in call.inputs}]
         dying = [t for t in call.inputs if last_use[_memory(t)] == i]
-        factory = FACTORIES.get(call.op._schema.name)
+        factory = FACTORIES.get(_name(call.op))
         if made and factory and not changed & {_memory(t) for t in made}:
             continue  # a constant: the tensor of the recording serves for ever
         args, kwargs = tree_map(buffers.mapped, (call.args, call.kwargs))
@@ -230,7 +230,7 @@ def _needed(calls: list[Call], result: Tensor) -> list[Call]:
 
 
 def _overwritable(call: Call, out: Tensor, dying: Iterable[Tensor]) -> Tensor | None:
-    """Return an operand that an elementwise operation may write its result over, if there is one."""
+    """Return an operand that an elementwise operation may write its result over, or None."""
     if torch.Tag.pointwise not in call.op.tags:
         return None
     for tensor in dying:
@@ -241,7 +241,7 @@ def _overwritable(call: Call, out: Tensor, dying: Iterable[Tensor]) -> Tensor | 
 
 
 class Buffers:
-    """Memory for results: a block goes from one to the next when the first is not needed any more."""
+    """Memory for results: a block goes to the next when the first needs it no more."""
 
     def __init__(self) -> None:
         self._blocks: dict[int, Tensor] = {}  # by the memory that a result had in the recording
@@ -285,38 +285,46 @@ class Buffers:
 
 def _into(op: OpOverload, args: Any, kwargs: Any, out: Tensor) -> Callable[[], Any]:
     """Return a call of the operation that writes its result to `out`."""
-    name = op._schema.name.removeprefix("aten::")
+    name, overload = _name(op), _overload(op)
     if name in ("clone", "_to_copy"):
         return partial(out.copy_, args[0])
+    args = _with_tensors_for_numbers(name, args, out)
     # torch.mm(..., out=) takes half the time of torch.ops.aten.mm.out, which is the same kernel.
-    function = getattr(torch, name, None)
-    try:
-        function(*args, **kwargs, out=torch.empty_like(out))
-    except (TypeError, RuntimeError):
-        pass
-    else:
-        return partial(function, *args, **kwargs, out=out)
-    for overload in (f"{op._overloadname}_out", "out"):
-        variant = getattr(op.overloadpacket, overload, None)
-        if variant is not None:
-            return partial(variant, *args, **kwargs, out=out)
+    candidates = [getattr(torch, name, None)]
+    candidates += [getattr(op.overloadpacket, o, None) for o in (f"{overload}_out", "out")]
+    for function in candidates:
+        try:
+            cast(Any, function)(*args, **kwargs, out=torch.empty_like(out))
+        except (TypeError, RuntimeError):  # it has no `out`, or wants other arguments
+            continue
+        return partial(cast(Any, function), *args, **kwargs, out=out)
     return lambda: out.copy_(op(*args, **kwargs))
 
 
 def _in_place(op: OpOverload, args: Any, kwargs: Any) -> Callable[[], Any]:
     """Return a call of an operation that changes its first argument."""
-    method = getattr(args[0], op._schema.name.removeprefix("aten::"), None)
-    if method is not None:
-        return partial(method, *args[1:], **kwargs)
-    return partial(op, *args, **kwargs)
+    name, (changed, *others) = _name(op), args
+    others = _with_tensors_for_numbers(name.removesuffix("_"), others, changed)
+    return partial(getattr(changed, name), *others, **kwargs)
+
+
+def _with_tensors_for_numbers(name: str, args: Sequence[Any], like: Tensor) -> Sequence[Any]:
+    """Return the arguments of an arithmetic operation with its Python numbers made into tensors.
+
+    torch would do so at every call. Only for the two types in which the number is rounded to the
+    type of the operation anyway, so that the result stays the same bit for bit.
+    """
+    if name not in ("add", "sub", "mul", "div") or like.dtype not in (torch.float32, torch.float64):
+        return args
+    return [like.new_tensor(a) if isinstance(a, int | float) else a for a in args]
 
 
 def _record_graph(step: Step, arguments: list[Tensor], tape: Tape) -> Recording:
-    """Capture the step as a CUDA graph. The run that filled the tape has warmed the libraries up."""
+    """Capture the step as a CUDA graph; the run that filled the tape was its warm-up."""
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     for generator in tape.generators:
-        graph.register_generator_state(generator)
+        cast(Any, graph).register_generator_state(generator)
     before = torch.cuda.memory_allocated()
     with torch.cuda.graph(graph):
         result = step(*arguments)
@@ -324,13 +332,28 @@ def _record_graph(step: Step, arguments: list[Tensor], tape: Tape) -> Recording:
     return Recording(arguments, result, graph.replay, len(tape.calls), kept)
 
 
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+# The three things that torch keeps private and a recording cannot do without.
+
+
+def _schema(op: OpOverload) -> torch.FunctionSchema:
+    return op._schema  # pyright: ignore[reportPrivateUsage]
+
+
+def _name(op: OpOverload) -> str:
+    return _schema(op).name.removeprefix("aten::")
+
+
+def _overload(op: OpOverload) -> str:
+    return op._overloadname  # pyright: ignore[reportPrivateUsage]
 
 
 def _memory(tensor: Tensor) -> int:
     """Return what tells one piece of memory from another, whatever views there are of it."""
-    return tensor.untyped_storage()._cdata
+    return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:

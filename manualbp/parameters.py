@@ -56,6 +56,7 @@ class Parameters:
         self.shapes = shapes
         self.flat = flat
         self.views = _views(shapes, flat, start=0)[0]
+        self._named = dict(self.views.named())
 
     @classmethod
     def zeros(
@@ -76,9 +77,9 @@ class Parameters:
         """Return a copy that shares no memory with this one."""
         return Parameters(self.shapes, self.flat.clone())
 
-    def named(self) -> dict[str, Tensor]:
+    def named(self) -> Mapping[str, Tensor]:
         """Return the views under torch.nn's names, "0.weight", "0.bias", "2.weight", ..."""
-        return dict(self.views.named())
+        return self._named
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return copies of all parameters under torch.nn's names, for `Module.load_state_dict`."""

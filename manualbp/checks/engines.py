@@ -120,14 +120,15 @@ class LockstepEngine:
     an optimiser's memory of their own. So rounding does not add up over the run, which at a kink or
     in bfloat16 would soon lead two correct sides apart. A difference beyond `limit` stops the run
     with CheckFailed, which names the step and the tensor. Errors are relative to the largest number
-    of all tensors of a kind, gradients or parameters: those of a layer whose gradient is about to
-    vanish are rounding only.
+    so far of all tensors of a kind, gradients or parameters: gradients that are about to vanish,
+    those of one layer or late in the run, are rounding only.
     """
 
     def __init__(self, manual: ManualEngine, autograd: AutogradEngine, limit: float) -> None:
         self.manual = manual
         self.autograd = autograd
         self.limit = limit
+        self._scale = {"gradients": 0.0, "parameters": 0.0}
         self._largest = {"gradients": 0.0, "parameters": 0.0}
 
     def plan(self, rates: Sequence[float]) -> None:
@@ -145,7 +146,8 @@ class LockstepEngine:
         return y
 
     def _compare(self, kind: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
-        scale = max(theirs[name].abs().max().item() for name in ours)
+        scale = max(self._scale[kind], *(theirs[name].abs().max().item() for name in ours))
+        self._scale[kind] = scale
         for name, a in ours.items():
             b = theirs[name]
             error = relative_error(a, b) and (a - b).abs().max().item() / max(scale, 1e-300)
@@ -186,6 +188,7 @@ class LockstepEngine:
         return {
             "manual": self.manual.memory(),
             "autograd": self.autograd.memory(),
+            "scale": dict(self._scale),
             "largest": dict(self._largest),
         }
 
@@ -193,7 +196,7 @@ class LockstepEngine:
         """Take such a copy back."""
         self.manual.load_memory(memory["manual"])
         self.autograd.load_memory(memory["autograd"])
-        self._largest = dict(memory["largest"])
+        self._scale, self._largest = dict(memory["scale"]), dict(memory["largest"])
 
 
 LIMITS = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.5}

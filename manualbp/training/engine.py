@@ -87,6 +87,7 @@ class ManualEngine:
         self._before: tuple[Tensor, Tensor] | None = None
         self._coefficients: Iterator[Tensor] = iter(())
         self._update = capture(self._eager_update) if recorded else self._eager_update
+        self._predict = capture(self._eager_predict) if recorded else self._eager_predict
 
     def plan(self, rates: Sequence[float]) -> None:
         """Compute the coefficients of the coming updates and bring them to the device at once."""
@@ -96,13 +97,13 @@ class ManualEngine:
         rows = torch.tensor(table, dtype=torch.float64).to(flat.device, flat.dtype)
         self._coefficients = iter(rows.unbind())
 
-    @torch.inference_mode()
     def step(self, x: Tensor, target: Tensor) -> Tensor:
         """Make one update; return the outputs before it, which the next update overwrites."""
         coefficients = next(self._coefficients)
         self.steps += 1
         return self._update(x, target, coefficients)
 
+    @torch.inference_mode()
     def _eager_update(self, x: Tensor, target: Tensor, coefficients: Tensor) -> Tensor:
         return self.training_step(
             self.params, self.grads, self.state, x, target, coefficients.unbind(), self.mode
@@ -112,9 +113,12 @@ class ManualEngine:
         """Remember what is needed to tell the gradients of the next update from the momentum."""
         self._before = self.params.flat.clone(), self.grads.flat.clone()
 
-    @torch.inference_mode()
     def predict(self, x: Tensor) -> Tensor:
-        """Return the outputs in evaluation mode."""
+        """Return the outputs in evaluation mode, which the next call overwrites."""
+        return self._predict(x)
+
+    @torch.inference_mode()
+    def _eager_predict(self, x: Tensor) -> Tensor:
         y, _ = self.training_step.model.forward(self.params.views, x, mode=EVALUATION)
         return y
 

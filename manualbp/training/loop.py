@@ -31,7 +31,7 @@ class Progress:
     position: int = 0  # updates done in the epoch under way
     steps: int = 0  # updates done in all
     seconds: float = 0.0  # spent in epochs
-    outputs: Tensor | None = None  # of the epoch under way, for its loss; None between epochs
+    outputs: list[Tensor] = field(default_factory=list[Tensor])  # of the epoch under way
 
 
 @dataclass(frozen=True)
@@ -112,15 +112,14 @@ class Trainer:
             if not last:
                 progress.seconds = perf_counter() - began
                 observer.after_update(self)
-        assert progress.outputs is not None
         targets = torch.cat([batch.t for batch in steps])
-        train = self.objective.metrics(progress.outputs, targets)
+        train = self.objective.metrics(torch.cat(progress.outputs), targets)
         val = self.objective.metrics(self.engine.predict(self.val.x), self.val.t)
         for part, metrics in (("training", train), ("validation", val)):
             if not isfinite(metrics["loss"]):
                 self.restore(start)
                 raise NotFinite(f"the {part} loss of epoch {epoch}")
-        progress.epoch, progress.position, progress.outputs = epoch, 0, None
+        progress.epoch, progress.position, progress.outputs = epoch, 0, []
         progress.seconds = perf_counter() - began
         values = {f"train_{k}": v for k, v in train.items()}
         values |= {f"val_{k}": v for k, v in val.items()}
@@ -145,14 +144,10 @@ class Trainer:
         return steps, rates
 
     def record(self, y: Tensor) -> None:
-        """Keep the outputs of an update: their loss is the epoch's training loss."""
-        progress = self.progress
-        if progress.outputs is None:
-            progress.outputs = y.new_empty(len(self.train), *y.shape[1:])
-        first = progress.position * (self.batch_size or len(self.train))
-        progress.outputs.narrow(0, first, len(y)).copy_(y)
-        progress.position += 1
-        progress.steps += 1
+        """Keep a copy of an update's outputs: their loss is the epoch's training loss."""
+        self.progress.outputs.append(y.clone())
+        self.progress.position += 1
+        self.progress.steps += 1
 
     def snapshot(self) -> dict[str, Any]:
         """Return a copy of all that the next updates depend on; also what a checkpoint holds."""
@@ -166,7 +161,7 @@ class Trainer:
             "position": progress.position,
             "steps": progress.steps,
             "seconds": progress.seconds,
-            "outputs": None if progress.outputs is None else progress.outputs.clone(),
+            "outputs": list(progress.outputs),
         }
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
@@ -177,8 +172,7 @@ class Trainer:
         self.stopper.load_state_dict(snapshot["early_stopping"])
         names = ("epoch", "position", "steps", "seconds", "outputs")
         self.progress = Progress(**{name: snapshot[name] for name in names})
-        if self.progress.outputs is not None:
-            self.progress.outputs = self.progress.outputs.to(self.train.x.device, copy=True)
+        self.progress.outputs = [y.to(self.train.x.device) for y in self.progress.outputs]
 
     def _details(self, before: Weights) -> tuple[dict[str, float], dict[str, float]]:
         """Return |gradient| and |update| / |weight| of the last update, for each parameter."""

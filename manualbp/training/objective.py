@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from manualbp.capture import Captured, capture
 from manualbp.errors import UsageError
 from manualbp.losses import (
     AnyLoss,
@@ -46,9 +48,19 @@ class Objective:
 
     def metrics(self, y: Tensor, target: Tensor) -> dict[str, float]:
         """Return the mean loss and the score of outputs y (N, K), read back in one transfer."""
-        mean, _ = self.loss.reduced_by("mean").forward(y, target)
-        both = torch.stack([mean.double(), self._score(y, target)]).cpu()
-        return {"loss": float(both[0]), self.score_name: float(both[1])}
+        loss, score = self.measure(y, target).cpu().unbind()
+        return {"loss": float(loss), self.score_name: float(score)}
+
+    @cached_property
+    def measure(self) -> Captured:
+        """Return the function from outputs and targets to the tensor (loss, score)."""
+        loss = self.loss.reduced_by("mean")
+
+        def measure(y: Tensor, target: Tensor) -> Tensor:
+            mean, _ = loss.forward(y, target)
+            return torch.stack([mean.double(), self._score(y, target)])
+
+        return capture(measure)
 
     def classes(self, y: Tensor) -> Tensor:
         """Return the class that each row of outputs, or of targets as numbers, stands for."""

@@ -35,7 +35,7 @@ from manualbp.training.step import TrainingStep
 
 RUNS = Path("runs")
 DETAILS_EVERY = 5  # epochs: norms of gradients and updates
-HISTOGRAMS_EVERY = 20
+HISTOGRAMS_EVERY = 50
 WORTH_SHARING = 5e7
 """Operations of an update below which a second thread costs more than it brings."""
 
