@@ -14,6 +14,7 @@ What the list on the CPU leaves out:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +31,10 @@ Step = Callable[..., Tensor]
 MOST_SHAPES = 8
 """Recordings that are kept, one for each combination of argument shapes; a step whose shapes change
 all the time is run as it stands."""
+
+
+READ_BACK = ("_local_scalar_dense", "equal", "nonzero")
+"""Operations that make Python numbers, or shapes, out of the contents of a tensor."""
 
 
 class Captured:
@@ -77,11 +82,13 @@ class Recording:
 
 def record(step: Step, arguments: Sequence[Tensor]) -> Recording:
     """Run the step once on copies of the arguments, undo what it changed; return the recording."""
-    own = [argument.clone() for argument in arguments]
     tape = Tape()
-    with tape:
-        result = step(*own)
-    tape.undo()
+    # Outside of inference mode composite operations reach the tape as what they are made of.
+    with torch.inference_mode(False), torch.no_grad():
+        own = [argument.clone() for argument in arguments]
+        with tape:
+            result = step(*own)
+        tape.undo()
     if result.is_cuda:
         return _record_graph(step, own, tape)
     return _plan(tape.calls, own, result)
@@ -109,6 +116,8 @@ class Call:
         """Return the arguments that the operation writes to."""
         arguments = _schema(self.op).arguments
         named = dict(zip([a.name for a in arguments], self.args, strict=False)) | self.kwargs
+        if torch.Tag.inplace_view in self.op.tags:
+            return []  # it changes a shape, no numbers
         return [
             cast(Tensor, named[a.name])
             for a in arguments
@@ -136,17 +145,23 @@ class Tape(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         call = Call(func, args, kwargs or {}, None)
+        if _name(func) in READ_BACK:
+            raise ValueError(
+                f"a step that reads numbers back ({_name(func)}) cannot be recorded: a replay "
+                "would go on with the numbers of the recording; use tensor operations instead"
+            )
         for tensor in call.changed:
             if _memory(tensor) not in self._made:
                 self._before.append((tensor, tensor.clone()))
-        for leaf in tree_leaves(kwargs):
+        for leaf in tree_leaves(call.kwargs):
             if isinstance(leaf, torch.Generator):
                 self.generators.append(leaf)
                 self._states.append((leaf, leaf.get_state()))
         out = func(*args, **call.kwargs)
         existing = {_memory(tensor) for tensor in call.inputs}
         self._made |= {_memory(t) for t in _tensors(out)} - existing
-        self.calls.append(Call(func, args, call.kwargs, out))
+        # Aliases, because a later `squeeze_` would change the shape in this note too.
+        self.calls.append(Call(func, *tree_map(_alias, (args, call.kwargs, out))))
         return out
 
     def undo(self) -> None:
@@ -294,8 +309,9 @@ def _into(op: OpOverload, args: Any, kwargs: Any, out: Tensor) -> Callable[[], A
     candidates += [getattr(op.overloadpacket, o, None) for o in (f"{overload}_out", "out")]
     for function in candidates:
         try:
-            cast(Any, function)(*args, **kwargs, out=torch.empty_like(out))
-        except (TypeError, RuntimeError):  # it has no `out`, or wants other arguments
+            with warnings.catch_warnings(action="error"):  # such as that `out` was resized
+                cast(Any, function)(*args, **kwargs, out=torch.empty_like(out))
+        except (TypeError, RuntimeError, UserWarning):  # it has no `out`, or wants other arguments
             continue
         return partial(cast(Any, function), *args, **kwargs, out=out)
     return lambda: out.copy_(op(*args, **kwargs))
@@ -354,6 +370,10 @@ def _memory(tensor: Tensor) -> int:
 
 def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _alias(leaf: Any) -> Any:
+    return leaf.view_as(leaf) if isinstance(leaf, Tensor) else leaf
 
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:

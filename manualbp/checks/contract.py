@@ -381,10 +381,16 @@ CHECKS: tuple[Check, ...] = (
     first_layer,
     elementary_operations,
 )
-"""For every dtype and device."""
+"""For every dtype."""
 
 FLOAT64_CHECKS: tuple[Check, ...] = (numerical_derivatives, state_dicts)
-"""For float64 on every device."""
+"""For float64, besides."""
+
+
+def check_case(case: Case, dtype: torch.dtype, device: str, seed: int) -> list[str]:
+    """Run every check over a case; return one line for each thing that is wrong."""
+    checks = CHECKS + FLOAT64_CHECKS if dtype == torch.float64 else CHECKS
+    return [line for check in checks for line in check(case, dtype, device, seed)]
 
 
 def record(layer: AnyLayer, params: Parameters, x: Tensor, mode: Mode) -> dict[str, Recorder]:

@@ -1,0 +1,201 @@
+"""Replayed steps give the numbers of eager steps, bit for bit, and shapes never get mixed up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from manualbp.capture import MOST_SHAPES, Captured, capture
+from manualbp.checks.agreement import make_inputs
+from manualbp.checks.registry import case_owner, layer_cases, loss_cases
+from manualbp.layers import Mode
+from manualbp.losses import CrossEntropyLoss, Penalty
+from manualbp.models import ModelName, build
+from manualbp.optimizers import (
+    SGD,
+    Adagrad,
+    Adam,
+    AdamW,
+    LookAheadNesterov,
+    Optimizer,
+    RMSprop,
+)
+from manualbp.training.engine import ManualEngine
+from manualbp.training.step import TrainingStep
+
+RULES = [
+    SGD(0.1),
+    SGD(0.1, 0.9, weight_decay=0.01),
+    SGD(0.1, 0.9, dampening=0.1, weight_decay=0.01),
+    SGD(0.1, 0.9, nesterov=True),
+    LookAheadNesterov(0.1, 0.9),
+    Adagrad(0.1),
+    RMSprop(0.01, momentum=0.9, centered=True),
+    Adam(0.01),
+    AdamW(0.01),
+]
+
+
+def train(
+    recorded: bool,
+    rule: Optimizer,
+    *,
+    model: ModelName = "mlp",
+    dtype: torch.dtype = torch.float32,
+    **settings: object,
+) -> tuple[ManualEngine, list[Tensor]]:
+    """Make 25 updates on changing data with changing rates; every fifth batch is smaller."""
+    net = build(model, 6, 4, hidden=(8, 8), dropout=0.3)
+    step = TrainingStep(net, CrossEntropyLoss(), rule, Penalty(0.01), **settings)
+    params = net.parameters(torch.Generator().manual_seed(0), dtype=dtype)
+    engine = ManualEngine(step, params, torch.Generator().manual_seed(1), recorded=recorded)
+    engine.plan([rule.lr / (1 + i) for i in range(25)])
+    data = torch.Generator().manual_seed(2)
+    outputs: list[Tensor] = []
+    for i in range(25):
+        rows = 3 if i % 5 == 4 else 8
+        x = torch.randn(rows, 6, generator=data).to(dtype)
+        target = torch.randint(0, 4, (rows,), generator=data)
+        outputs.append(engine.step(x, target).clone())
+    return engine, outputs
+
+
+def assert_same_run(rule: Optimizer, **settings: object) -> None:
+    eager, eager_outputs = train(False, rule, **settings)
+    replayed, replayed_outputs = train(True, rule, **settings)
+    for a, b in zip(replayed_outputs, eager_outputs, strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(replayed.params.flat, eager.params.flat)
+    for name, tensor in eager.state.items():
+        assert torch.equal(replayed.state[name], tensor), name
+    assert torch.equal(replayed.generator.get_state(), eager.generator.get_state())
+    assert isinstance(replayed._update, Captured)
+    assert len(replayed._update.recordings) == 2  # batches of 8 and of 3
+
+
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+def test_replayed_training_is_eager_training(rule: Optimizer) -> None:
+    assert_same_run(rule)
+
+
+@pytest.mark.parametrize("model", ["logistic", "maxout", "residual"])
+def test_every_model(model: ModelName) -> None:
+    assert_same_run(SGD(0.1, 0.9), model=model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_other_types(dtype: torch.dtype) -> None:
+    assert_same_run(SGD(0.1, 0.9), dtype=dtype)
+
+
+def test_clipping_and_micro_batches() -> None:
+    assert_same_run(SGD(0.1, 0.9), clip_norm=0.5, clip_value=0.1, micro_batch=3)
+
+
+@pytest.mark.parametrize("case", layer_cases(), ids=lambda c: f"{case_owner(c)}, {c.name}")
+def test_every_layer(case) -> None:
+    inputs = make_inputs(case, torch.float32, "cpu", seed=0)
+    layer, params = case.layer, inputs.parameters
+
+    def passes(x: Tensor, dy: Tensor, masks: torch.Generator) -> Tensor:
+        grads = params.zeros_like()
+        y, saved = layer.forward(params.views, x, mode=Mode(case.training, masks))
+        dx = layer.backward(params.views, saved, dy, grads.views)
+        return torch.cat([y.flatten(), dx.flatten(), grads.flat])
+
+    masks = torch.Generator().manual_seed(0)
+    replayed = capture(lambda x, dy: passes(x, dy, masks))
+    other = torch.Generator().manual_seed(0)
+    for factor in (1.0, 0.5, -2.0):
+        x, dy = factor * inputs.x, factor * inputs.dy
+        assert torch.equal(replayed(x, dy), passes(x, dy, other))
+
+
+@pytest.mark.parametrize("case", loss_cases(), ids=lambda c: f"{case_owner(c)}, {c.name}")
+def test_every_loss(case) -> None:
+    def passes(y: Tensor, target: Tensor) -> Tensor:
+        error, saved = case.loss.forward(y, target)
+        return torch.cat([error.reshape(1), case.loss.backward(saved).flatten()])
+
+    replayed = capture(passes)
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        y, target = case.y(generator), case.target(generator)
+        assert torch.equal(replayed(y, target), passes(y, target))
+
+
+def test_recording_changes_nothing_by_itself() -> None:
+    memory = torch.zeros(3)
+    counted = capture(lambda x: memory.add_(x).clone())
+    assert counted(torch.ones(3)).tolist() == [1, 1, 1]
+    assert memory.tolist() == [1, 1, 1]
+
+
+def test_results_that_nobody_uses_are_left_out() -> None:
+    unused: list[Callable[[Tensor], Tensor]] = [
+        lambda x: x + 1,
+        lambda x: (x.exp().sum(), x + 1)[1],
+    ]
+    calls = []
+    for step in unused:
+        captured = capture(step)
+        captured(torch.ones(3))
+        (recording,) = captured.recordings.values()
+        calls.append(recording.calls)
+    assert calls[0] == calls[1] == 1
+
+
+def test_buffers_are_shared_by_results_that_do_not_meet() -> None:
+    def chain(x: Tensor) -> Tensor:
+        for _ in range(10):
+            x = (x + 1).tanh() @ torch.eye(64)
+        return x
+
+    captured = capture(chain)
+    x = torch.randn(64, 64)
+    assert torch.equal(captured(x), chain(x))
+    (recording,) = captured.recordings.values()
+    one = x.numel() * x.element_size()
+    assert recording.buffer_bytes <= 3 * one  # 30 results; the identity is made anew each time
+
+
+def test_a_result_still_needed_is_not_overwritten() -> None:
+    def step(x: Tensor) -> Tensor:
+        a = x + 1
+        b = a * 2
+        c = b - a  # b dies here, a does not
+        return c * a
+
+    captured = capture(step)
+    for factor in (1.0, 3.0):
+        x = torch.full((4,), factor)
+        assert torch.equal(captured(x), step(x))
+
+
+def test_a_step_that_reads_numbers_back_is_refused() -> None:
+    captured = capture(lambda x: x * x.sum().item())
+    with pytest.raises(ValueError, match="reads numbers back"):
+        captured(torch.ones(3))
+
+
+def test_another_type_is_recorded_anew_and_too_many_shapes_run_eagerly() -> None:
+    captured = capture(lambda x: x * 2)
+    assert captured(torch.ones(3)).dtype == torch.float32
+    assert captured(torch.ones(3, dtype=torch.float64)).dtype == torch.float64
+    for rows in range(20):
+        x = torch.arange(float(rows))
+        assert torch.equal(captured(x), x * 2)
+    assert len(captured.recordings) == MOST_SHAPES
+
+
+def test_operations_without_an_out_form_work_too() -> None:
+    def step(x: Tensor) -> Tensor:
+        return torch.where(x > 0, 1.0, x).reshape(2, 2) @ torch.heaviside(x, x).view(2, 2)
+
+    captured = capture(step)
+    for seed in range(3):
+        x = torch.randn(4, generator=torch.Generator().manual_seed(seed))
+        assert torch.equal(captured(x), step(x))
