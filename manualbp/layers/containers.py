@@ -39,7 +39,8 @@ class Sequential(Layer[SavedSequence]):
     def forward(
         self, params: Views, x: Tensor, *, mode: Mode = EVALUATION
     ) -> tuple[Tensor, SavedSequence]:
-        h, saved = x, list[Any]()
+        h = x
+        saved: list[Any] = []
         for l, layer in enumerate(self.layers):
             h, saved_l = layer.forward(params[str(l)], h, mode=mode)  # h_l = f_l(h_{l-1})
             saved.append(saved_l)

@@ -153,7 +153,7 @@ def batches(split: Split, size: int, order: Tensor) -> Iterator[Split]:
     order (N,): int64 row numbers. Size 0 is the full batch, 1 is online learning. The rows are
     gathered once, so that a batch is a view and costs no copy.
     """
-    x, t = split.x[order], split.t[order]
+    x, t = split.x.index_select(0, order), split.t.index_select(0, order)
     size = size or len(order)
     for batch_x, batch_t in zip(torch.split(x, size), torch.split(t, size), strict=True):
         yield Split(batch_x, batch_t)

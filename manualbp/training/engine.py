@@ -85,6 +85,8 @@ class ManualEngine:
         self.mode = Mode(training=True, generator=generator)
         self.steps = 0
         self._before: tuple[Tensor, Tensor] | None = None
+        self._table: list[tuple[float, ...]] = []
+        self._rows: Sequence[Tensor] = ()
         self._coefficients: Iterator[Tensor] = iter(())
         self._update = capture(self._eager_update) if recorded else self._eager_update
         self._predict = capture(self._eager_predict) if recorded else self._eager_predict
@@ -93,9 +95,11 @@ class ManualEngine:
         """Compute the coefficients of the coming updates and bring them to the device at once."""
         rule = self.training_step.optimizer
         table = [rule.coefficients(self.steps + i, rate) for i, rate in enumerate(rates, 1)]
-        flat = self.params.flat
-        rows = torch.tensor(table, dtype=torch.float64).to(flat.device, flat.dtype)
-        self._coefficients = iter(rows.unbind())
+        if table != self._table:  # with a constant rate most rules need the same every epoch
+            flat = self.params.flat
+            rows = torch.tensor(table, dtype=torch.float64).to(flat.device, flat.dtype)
+            self._table, self._rows = table, rows.unbind()
+        self._coefficients = iter(self._rows)
 
     def step(self, x: Tensor, target: Tensor) -> Tensor:
         """Make one update; return the outputs before it, which the next update overwrites."""
