@@ -12,6 +12,7 @@ from manualbp.models import ACTIVATIONS, ActivationName, ModelName, build
 from reference.cases import Case
 
 SEED = 0
+DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 CLASSES = torch.tensor([0, 2, 1, 1, 0, 2, 2])
 NUMBERS = torch.linspace(-1, 2, 21, dtype=torch.float64).view(7, 3)
 BINARY = (CLASSES == 1).double().unsqueeze(1)
@@ -36,18 +37,10 @@ def case(name, loss, target, settings):
 CASES = pytest.mark.parametrize("case", [case(*row) for row in MODELS], ids=lambda c: c.name)
 
 
-@pytest.mark.parametrize("check", contract.CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@DTYPES
 @CASES
-def test_model(check, case, dtype, device):
-    lines = check(case, dtype, device, SEED)
-    assert not lines, "\n".join(lines)
-
-
-@pytest.mark.parametrize("check", contract.FLOAT64_CHECKS, ids=lambda check: check.__name__)
-@CASES
-def test_model_in_float64(check, case, device):
-    lines = check(case, torch.float64, device, SEED)
+def test_model(case, dtype, device):
+    lines = contract.check_case(case, dtype, device, SEED)
     assert not lines, "\n".join(lines)
 
 

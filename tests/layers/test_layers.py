@@ -17,18 +17,10 @@ CASES = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.parametrize("check", contract.CHECKS, ids=lambda check: check.__name__)
 @DTYPES
 @CASES
-def test_layer(check, case, dtype, device):
-    lines = check(case, dtype, device, SEED)
-    assert not lines, "\n".join(lines)
-
-
-@pytest.mark.parametrize("check", contract.FLOAT64_CHECKS, ids=lambda check: check.__name__)
-@CASES
-def test_layer_in_float64(check, case, device):
-    lines = check(case, torch.float64, device, SEED)
+def test_layer(case, dtype, device):
+    lines = contract.check_case(case, dtype, device, SEED)
     assert not lines, "\n".join(lines)
 
 
