@@ -88,15 +88,19 @@ def objective(
 ) -> Objective:
     """Return the objective for a data set; UsageError where loss and task do not fit."""
     if data.task == "regression":
+        name = "mse" if name == "auto" else name
         if name in ("cross-entropy", "bce"):
             raise UsageError(
                 f"--loss {name} needs classes, but the targets of {data.name} are numbers: "
                 "use --loss mse or half-squared-error"
             )
-        squared = HalfSquaredError if name == "half-squared-error" else MSELoss
-        return Objective(squared(reduction), "regression", data.outputs)
-    if label_smoothing and name not in ("auto", "cross-entropy"):
+    else:
+        name = "cross-entropy" if name == "auto" else name
+    if label_smoothing and name != "cross-entropy":
         raise UsageError(f"--label-smoothing belongs to --loss cross-entropy, not to {name}")
+    if name in ("mse", "half-squared-error"):
+        squared = HalfSquaredError if name == "half-squared-error" else MSELoss
+        return Objective(squared(reduction), data.task, data.outputs)
     if name == "bce":
         if data.outputs != 2:
             raise UsageError(
@@ -104,8 +108,5 @@ def objective(
                 "use --loss cross-entropy"
             )
         return Objective(BCEWithLogitsLoss(reduction), "classification", 1)
-    if name in ("mse", "half-squared-error"):
-        squared = HalfSquaredError if name == "half-squared-error" else MSELoss
-        return Objective(squared(reduction), "classification", data.outputs)
     loss = CrossEntropyLoss(None, None, reduction, label_smoothing)
     return Objective(loss, "classification", data.outputs)
