@@ -256,4 +256,5 @@ def _in_words(kind: Any) -> str:
         return " or ".join(_in_words(part) for part in parts)
     if origin is tuple:
         return "a list of whole numbers"
-    return {str: "text", int: "a whole number", float: "a number", NoneType: "null"}[kind]
+    words = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+    return {**words, NoneType: "null"}[kind]
