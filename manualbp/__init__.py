@@ -1,0 +1,1 @@
+"""Deep learning with every backward pass written by hand, proved against autograd."""

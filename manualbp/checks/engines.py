@@ -13,6 +13,7 @@ from manualbp.checks.agreement import relative_error
 from manualbp.errors import CheckFailed
 from manualbp.parameters import Parameters
 from manualbp.training.checkpoint import random_state, restore_random_state
+from manualbp.training.config import TrainConfig
 from manualbp.training.engine import Engine, ManualEngine
 from manualbp.training.step import TrainingStep
 from reference.optimizers import LookAheadNesterov
@@ -204,18 +205,18 @@ LIMITS = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.5}
 
 
 def build_engine(
-    name: str,
+    config: TrainConfig,
     step: TrainingStep,
     params: Parameters,
     generator: Callable[[], torch.Generator],
-    limit: float | None = None,
 ) -> Engine:
-    """Return the engine of this name; `generator` gives each side masks from the same start."""
-    if name == "manual":
-        return ManualEngine(step, params, generator())
+    """Return the engine asked for; `generator` gives each side masks from the same start."""
+    if config.engine == "manual":
+        compiled = config.compile
+        return ManualEngine(step, params, generator(), recorded=not compiled, compiled=compiled)
     autograd = AutogradEngine(step, params.state_dict(), generator())
-    if name == "autograd":
+    if config.engine == "autograd":
         return autograd
-    limit = LIMITS[params.flat.dtype] if limit is None else limit
+    limit = config.lockstep_limit or LIMITS[params.flat.dtype]
     manual = ManualEngine(step, params, generator(), separate_gradients=True)
     return LockstepEngine(manual, autograd, limit)

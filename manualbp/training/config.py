@@ -129,6 +129,9 @@ class TrainConfig:
     engine: EngineName = "manual"
     """manual: by hand; autograd: the twin through torch.autograd and torch.optim; lockstep: both on
     the same batches, compared at every step."""
+    compile: bool = False
+    """Pass the whole hand-written step through torch.compile as one program; takes a C++ compiler
+    and half a minute before the first step."""
     lockstep_limit: float | None = None
     """Largest relative difference that lockstep lets pass; not given: 1e-9 in float64, 1e-3 in
     float32, 0.5 in bfloat16."""
@@ -175,6 +178,8 @@ class TrainConfig:
         self._require("momentum", self.momentum < 1, "below 1")
         if self.optimizer == "nesterov":
             self._require("momentum", self.momentum > 0, "more than 0 with --optimizer nesterov")
+        if self.compile and (self.engine != "manual" or self.dropout):
+            raise UsageError("--compile goes with --engine manual and without --dropout")
         if self.l1 and self.l2:
             raise UsageError("--l1 and --l2 exclude each other: choose one penalty")
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
-from manualbp.capture import capture
+from manualbp.capture import Step, capture
 from manualbp.layers import EVALUATION, Mode
 from manualbp.optimizers import SGD
 from manualbp.parameters import Parameters
@@ -58,7 +58,8 @@ class Engine(Protocol):
 
 
 class ManualEngine:
-    """Every pass by hand. The step is recorded and replayed, unless `recorded` is False.
+    """Every pass by hand. The step is recorded and replayed (`recorded`), or passed as one program
+    through torch.compile (`compiled`, which cannot draw dropout masks), or else run as it stands.
 
     Where update rule and step allow it, the backward pass adds straight into the momentum, and the
     gradients by themselves are known only after `watch`; not so with `separate_gradients`.
@@ -71,6 +72,7 @@ class ManualEngine:
         generator: torch.Generator,
         *,
         recorded: bool = True,
+        compiled: bool = False,
         separate_gradients: bool = False,
     ) -> None:
         self.training_step = step
@@ -88,8 +90,8 @@ class ManualEngine:
         self._table: list[tuple[float, ...]] = []
         self._rows: Sequence[Tensor] = ()
         self._coefficients: Iterator[Tensor] = iter(())
-        self._update = capture(self._eager_update) if recorded else self._eager_update
-        self._predict = capture(self._eager_predict) if recorded else self._eager_predict
+        self._update = _execution(self._plain_update, recorded, compiled)
+        self._predict = _execution(self._plain_predict, recorded, compiled)
 
     def plan(self, rates: Sequence[float]) -> None:
         """Compute the coefficients of the coming updates and bring them to the device at once."""
@@ -107,8 +109,7 @@ class ManualEngine:
         self.steps += 1
         return self._update(x, target, coefficients)
 
-    @torch.inference_mode()
-    def _eager_update(self, x: Tensor, target: Tensor, coefficients: Tensor) -> Tensor:
+    def _plain_update(self, x: Tensor, target: Tensor, coefficients: Tensor) -> Tensor:
         return self.training_step(
             self.params, self.grads, self.state, x, target, coefficients.unbind(), self.mode
         )
@@ -121,8 +122,7 @@ class ManualEngine:
         """Return the outputs in evaluation mode, which the next call overwrites."""
         return self._predict(x)
 
-    @torch.inference_mode()
-    def _eager_predict(self, x: Tensor) -> Tensor:
+    def _plain_predict(self, x: Tensor) -> Tensor:
         y, _ = self.training_step.model.forward(self.params.views, x, mode=EVALUATION)
         return y
 
@@ -157,3 +157,10 @@ class ManualEngine:
             tensor.copy_(memory["state"][name])
         self.steps = memory["steps"]
         restore_random_state({"masks": self.generator}, memory["random"])
+
+
+def _execution(step: Step, recorded: bool, compiled: bool) -> Step:
+    """Return the function that runs `step` in one of three ways."""
+    if compiled:
+        return torch.no_grad()(cast(Any, torch).compile(step, fullgraph=True))
+    return capture(step) if recorded else torch.inference_mode()(step)

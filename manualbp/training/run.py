@@ -40,7 +40,7 @@ WORTH_SHARING = 5e7
 """Operations of an update below which a second thread costs more than it brings."""
 
 EngineBuilder = Callable[
-    [str, TrainingStep, Parameters, Callable[[], torch.Generator], float | None], Engine
+    [TrainConfig, TrainingStep, Parameters, Callable[[], torch.Generator]], Engine
 ]
 
 # scikit-learn has no types.
@@ -141,7 +141,7 @@ class Run:
                 f"--monitor {config.monitor}: with {data.name} there are {', '.join(monitors)}"
             )
         trainer = Trainer(
-            engine=build_engine(config.engine, step, params, masks, config.lockstep_limit),
+            engine=build_engine(config, step, params, masks),
             objective=goal,
             schedule=config.build_schedule(),
             learning_rate=config.learning_rate,

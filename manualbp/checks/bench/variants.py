@@ -1,0 +1,253 @@
+"""The same training step in different ways: by hand, and as well as torch does it.
+
+Each makes an update on every batch that it is given: it moves the batch to where the step runs,
+computes outputs, error and gradients, and changes its parameters. All start from the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from typing import Any, Literal, Protocol, cast
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import reference.optimizers
+from manualbp.checks.bench.workloads import Batch, Problem
+from manualbp.training.engine import ManualEngine
+from reference.optimizers import LookAheadNesterov
+from reference.twins import twin, twin_loss
+
+Implementation = Literal["default", "foreach", "fused"]
+
+
+class NotAvailable(Exception):
+    """A variant cannot be had here; the message is the reason, in one line."""
+
+
+class Timed(Protocol):
+    """What can be timed."""
+
+    def run(self, batches: Iterable[Batch], count: int) -> None:
+        """Make `count` updates, one on each of the batches."""
+        ...
+
+
+class Variant(Timed, Protocol):
+    """What can be compared with autograd besides."""
+
+    def observe(self, x: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Make one update; return loss and gradients before and parameters after it, by name."""
+        ...
+
+
+class ByHand:
+    """By hand, as `manualbp train` does it; `recorded=False` runs every step as it stands."""
+
+    def __init__(self, problem: Problem, *, recorded: bool = True) -> None:
+        masks = torch.Generator(problem.device).manual_seed(0)
+        self.step = problem.step
+        self.engine = ManualEngine(problem.step, problem.start.clone(), masks, recorded=recorded)
+
+    def run(self, batches: Iterable[Batch], count: int) -> None:
+        """Plan the learning rates, as the training loop does once an epoch, and make the updates."""
+        self.engine.plan([self.step.optimizer.lr] * count)
+        for x, target in batches:
+            self.engine.step(x, target)
+
+    def observe(self, x: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Make one update and return what there is to compare."""
+        self.engine.plan([self.step.optimizer.lr])
+        self.engine.watch()
+        y = self.engine.step(x, target)
+        error, _ = self.step.loss.forward(y, target)
+        return _named(error, self.engine.gradients(), self.engine.weights())
+
+
+class Autograd:
+    """torch.nn, torch.autograd and torch.optim, in the loop that everyone writes."""
+
+    def __init__(self, problem: Problem, implementation: Implementation = "default") -> None:
+        flat = problem.start.flat
+        self.module = twin(problem.step.model).to(flat.device, flat.dtype)
+        self.module.load_state_dict(problem.start.state_dict())
+        self.parameters = dict(self.module.named_parameters())
+        self.loss = twin_loss(problem.step.loss)
+        self.optimizer = _optimizer(problem, self.parameters.values(), implementation)
+        self.error: Callable[[Tensor, Tensor], Tensor] = self.eager_error
+
+    def eager_error(self, x: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of a batch."""
+        return self.loss(self.module(x), target)
+
+    def update(self, x: Tensor, target: Tensor) -> Tensor:
+        """Make one update and return the loss before it."""
+        if isinstance(self.optimizer, LookAheadNesterov):
+            self.optimizer.look_ahead()
+        self.optimizer.zero_grad()
+        error = self.error(x, target)
+        cast(Any, error).backward()
+        self.optimizer.step()
+        return error
+
+    def run(self, batches: Iterable[Batch], count: int) -> None:
+        """Make the updates."""
+        for x, target in batches:
+            self.update(x, target)
+
+    def observe(self, x: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Make one update and return what there is to compare."""
+        error = self.update(x, target).detach()
+        gradients = {name: cast(Tensor, p.grad) for name, p in self.parameters.items()}
+        return _named(error, gradients, {n: p.detach() for n, p in self.parameters.items()})
+
+
+class CompiledAutograd(Autograd):
+    """Outputs and loss as one program of torch.compile, which compiles their gradients as well."""
+
+    def __init__(self, problem: Problem) -> None:
+        try:
+            super().__init__(problem, "fused")
+        except NotAvailable:
+            super().__init__(problem)
+        self.error = _compiled(self.eager_error, problem, fullgraph=True)
+
+    def run(self, batches: Iterable[Batch], count: int) -> None:
+        """Make the updates; the first one compiles. Raises NotAvailable where that fails."""
+        with _not_available_if_it_fails():
+            super().run(batches, count)
+
+    def observe(self, x: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Make one update and return what there is to compare. Raises NotAvailable as `run`."""
+        with _not_available_if_it_fails():
+            return super().observe(x, target)
+
+
+class CompiledStep(CompiledAutograd):
+    """The whole step compiled, as far as torch.compile goes: the gradients as one program, by
+    torch.func, and the update of torch.optim as another.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        Autograd.__init__(self, problem)
+        self.values = {name: p.detach() for name, p in self.parameters.items()}
+        gradients = cast(Any, torch.func.grad_and_value(self.functional_error))
+        self.gradients = _compiled(gradients, problem, fullgraph=True)
+        self.compiled_update = _compiled(self.optimizer.step, problem)
+
+    def functional_error(self, values: dict[str, Tensor], x: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of a batch as a function of the parameters."""
+        return self.loss(cast(Any, torch.func.functional_call)(self.module, values, (x,)), target)
+
+    def update(self, x: Tensor, target: Tensor) -> Tensor:
+        """Make one update and return the loss before it."""
+        if isinstance(self.optimizer, LookAheadNesterov):
+            self.optimizer.look_ahead()
+        gradients, error = self.gradients(self.values, x, target)
+        for name, parameter in self.parameters.items():
+            parameter.grad = gradients[name]
+        self.compiled_update()
+        return error
+
+
+class Floor:
+    """The matrix products of autograd's step and nothing else, into buffers that stand ready.
+
+    The product for dx of the first layer is not among them: nobody asks for it. The operands are
+    those of a real step, which then stay as they are.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        x, target = problem.batches[0]
+        with _Products() as products:
+            Autograd(problem).update(x.to(problem.device), target.to(problem.device))
+        self.products = products.calls
+
+    @torch.inference_mode()
+    def run(self, batches: Iterable[Batch], count: int) -> None:
+        """Compute the products so many times."""
+        for _ in range(count):
+            for product in self.products:
+                product()
+
+
+class _Products(TorchDispatchMode):
+    """Takes down the matrix products that run, as calls with operands and results of their own."""
+
+    def __init__(self) -> None:
+        cast(Any, super()).__init__()
+        self.calls: list[Callable[[], Tensor]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func.name().removeprefix("aten::").partition(".")[0]
+        if name in ("mm", "bmm", "addmm", "baddbmm"):
+            a, b = (operand.detach().clone() for operand in args[-2:])
+            product = torch.bmm if a.ndim == 3 else torch.mm
+            self.calls.append(partial(product, a, b, out=torch.empty_like(result)))
+        return result
+
+
+def _named(
+    error: Tensor, gradients: Mapping[str, Tensor], weights: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return copies of all three under names that can stand in a sentence."""
+    named = {"the loss": error}
+    named |= {f"the gradient of {name}": gradient for name, gradient in gradients.items()}
+    named |= {f"the parameter {name}": weight for name, weight in weights.items()}
+    return {name: tensor.clone() for name, tensor in named.items()}
+
+
+def _optimizer(
+    problem: Problem, parameters: Iterable[torch.nn.Parameter], implementation: Implementation
+) -> torch.optim.Optimizer:
+    """Return the twin of the update rule. Raises NotAvailable where torch has it not so."""
+    rule = problem.step.optimizer
+    kind = getattr(reference.optimizers, type(rule).__name__)
+    options = {} if implementation == "default" else {implementation: True}
+    try:
+        return kind(parameters, **asdict(rule), **options)
+    except (TypeError, RuntimeError) as error:
+        raise NotAvailable(_in_one_line(error)) from None
+
+
+def _compiled(function: Callable[..., Any], problem: Problem, *, fullgraph: bool = False) -> Any:
+    # On CUDA the mode that records CUDA graphs, which is torch.compile's fastest for small steps.
+    mode = "reduce-overhead" if problem.device.type == "cuda" else None
+    return torch.compile(function, fullgraph=fullgraph, dynamic=False, mode=mode)
+
+
+@contextmanager
+def _not_available_if_it_fails() -> Generator[None]:
+    # torch's compiler raises RuntimeErrors of many kinds, and OSError where a program is missing.
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        raise NotAvailable(_in_one_line(error)) from error
+
+
+def _in_one_line(error: Exception) -> str:
+    """Return the kind of an error, and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+BUILDERS: Mapping[str, Callable[[Problem], Variant]] = {
+    "autograd_default": Autograd,
+    "autograd_foreach": partial(Autograd, implementation="foreach"),
+    "autograd_fused": partial(Autograd, implementation="fused"),
+    "manual": ByHand,
+    "manual_eager": partial(ByHand, recorded=False),
+    "compile": CompiledAutograd,
+    "compile_step": CompiledStep,
+}
+"""All variants by name. The first is what the others are compared with."""
+
+EAGER_AUTOGRAD = ("autograd_default", "autograd_foreach", "autograd_fused")
+COMPILED = ("compile", "compile_step")
