@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -16,7 +16,6 @@ from manualbp.training.checkpoint import random_state, restore_random_state
 from manualbp.training.step import TrainingStep
 
 
-@runtime_checkable
 class Engine(Protocol):
     """What the training loop needs of an engine. All names of tensors are torch.nn's."""
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 from time import perf_counter
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -46,7 +46,6 @@ class EpochReport:
     update_ratios: Mapping[str, float]
 
 
-@runtime_checkable
 class Observer(Protocol):
     """Who follows a run: logs, progress display, checkpoints."""
 
