@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from shlex import quote
 from time import monotonic
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.text import Text
 
 from manualbp.training.early_stopping import EarlyStopping
 from manualbp.training.loop import EpochReport
@@ -67,22 +66,25 @@ def print_summary(console: Console, result: Mapping[str, Any]) -> None:
     """Say what a run reached, why it stopped, where it lies, and how to look at it."""
     score = "accuracy" if "test_accuracy" in result else "r2"
     value, loss = result[f"test_{score}"], result["test_loss"]
-    reached = "not a number" if value is None else f"[bold]{value:.4f}[/bold]"
+    reached = Text("not a number" if value is None else f"{value:.4f}", style="bold")
     if loss is not None:
-        reached += f"  (loss {loss:.4f}, weights of epoch {result['best_epoch']})"
+        reached = Text.assemble(
+            reached, f"  (loss {loss:.4f}, weights of epoch {result['best_epoch']})"
+        )
+    epochs = result["epochs"]
     updates = result["steps_per_second"] * result["seconds"]
     stopped = (
-        f"{result['stopped_reason']} after {result['epochs']} epochs, "
+        f"{result['stopped_reason']} after {epochs} epoch{'' if epochs == 1 else 's'}, "
         f"{updates:,.0f} updates, {result['seconds']:.1f} s"
     )
     engine = f"{result['engine']}, {result['device']}, {result['dtype']}"
-    run = Path(result["run_dir"])
-    table = Table.grid(padding=(0, 2))
-    table.add_row(f"Test {'R²' if score == 'r2' else score}", reached)
-    table.add_row("Stopped", stopped)
-    table.add_row("Engine", f"{engine}, {result['steps_per_second']:,.0f} updates/s")
-    table.add_row("Run", str(run))
-    console.print(table)
-    console.print(
-        f"Look at it with:  [bold]tensorboard --logdir {quote(str(run))}[/bold]", soft_wrap=True
-    )
+    command = f"tensorboard --logdir {quote(result['run_dir'])}"
+    lines = [
+        Text.assemble(f"{'Test R²' if score == 'r2' else 'Test accuracy':<15}", reached),
+        Text(f"{'Stopped':<15}{stopped}"),
+        Text(f"{'Engine':<15}{engine}, {result['steps_per_second']:,.0f} updates/s"),
+        Text(f"{'Run':<15}{result['run_dir']}"),
+        Text.assemble("Look at it with:  ", (command, "bold")),
+    ]
+    for line in lines:
+        console.print(line, soft_wrap=True)  # a path must stay in one piece
