@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
+from manualbp.checks.bench import BenchConfig, bench, print_results
 from manualbp.checks.compare import CompareConfig, compare, print_rows
 from manualbp.checks.engines import build_engine
 from manualbp.errors import CheckFailed, UsageError
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = _parse(words, base)
         if isinstance(command, CompareConfig):
             return _compare(command)
+        if isinstance(command, BenchConfig):
+            return _bench(command)
         return _train(command, base)
     except (UsageError, CheckFailed, Interrupted) as error:
         if "--debug" in words:
@@ -75,12 +78,21 @@ def _compare(config: CompareConfig) -> int:
     return 0 if all(row.verdict == "agree" for row in rows) else 1
 
 
+def _bench(config: BenchConfig) -> int:
+    results = bench(config)
+    if config.json:
+        print(json.dumps([result.as_json() for result in results], indent=2))
+    elif not config.quiet:
+        print_results(Console(), results)
+    return 0
+
+
 def _as_json(row: dict[str, Any]) -> dict[str, Any]:
     """Return the row with None, JSON's null, for NaN and infinity, which JSON has no word for."""
     return {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in row.items()}
 
 
-def _parse(words: list[str], base: TrainConfig) -> TrainConfig | CompareConfig:
+def _parse(words: list[str], base: TrainConfig) -> TrainConfig | CompareConfig | BenchConfig:
     """Return the command that the words describe.
 
     tyro describes a mistake in several lines; here it becomes one line.
@@ -88,9 +100,10 @@ def _parse(words: list[str], base: TrainConfig) -> TrainConfig | CompareConfig:
     commands: Any = (
         Annotated[TrainConfig, tyro.conf.subcommand("train", default=base)]
         | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
+        | Annotated[BenchConfig, tyro.conf.subcommand("bench")]
     )
 
-    def parse() -> TrainConfig | CompareConfig:
+    def parse() -> TrainConfig | CompareConfig | BenchConfig:
         return tyro.cli(
             commands,
             prog="manualbp",

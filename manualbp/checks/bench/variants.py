@@ -6,7 +6,7 @@ computes outputs, error and gradients, and changes its parameters. All start fro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -37,35 +37,42 @@ class Timed(Protocol):
         ...
 
 
+Observed = Mapping[str, Mapping[str, Tensor]]
+"""Copies of loss and gradients of an update and of the parameters after it, by kind ("loss",
+"gradient", "parameter") and name."""
+
+
 class Variant(Timed, Protocol):
     """What can be compared with autograd besides."""
 
-    def observe(self, x: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Make one update; return loss and gradients before and parameters after it, by name."""
+    def observe(self, x: Tensor, target: Tensor) -> Observed:
+        """Make one update and return what there is to compare."""
         ...
 
 
 class ByHand:
-    """By hand, as `manualbp train` does it; `recorded=False` runs every step as it stands."""
+    """By hand, with the engine of `manualbp train`: recorded, compiled, or run as it stands."""
 
-    def __init__(self, problem: Problem, *, recorded: bool = True) -> None:
+    def __init__(self, problem: Problem, *, recorded: bool = True, compiled: bool = False) -> None:
         masks = torch.Generator(problem.device).manual_seed(0)
         self.step = problem.step
-        self.engine = ManualEngine(problem.step, problem.start.clone(), masks, recorded=recorded)
+        self.engine = ManualEngine(
+            problem.step, problem.start.clone(), masks, recorded=recorded, compiled=compiled
+        )
 
     def run(self, batches: Iterable[Batch], count: int) -> None:
-        """Plan the learning rates, as the training loop does once an epoch, and make the updates."""
+        """Plan the learning rates, as training does once an epoch, and make the updates."""
         self.engine.plan([self.step.optimizer.lr] * count)
         for x, target in batches:
             self.engine.step(x, target)
 
-    def observe(self, x: Tensor, target: Tensor) -> dict[str, Tensor]:
+    def observe(self, x: Tensor, target: Tensor) -> Observed:
         """Make one update and return what there is to compare."""
         self.engine.plan([self.step.optimizer.lr])
         self.engine.watch()
         y = self.engine.step(x, target)
         error, _ = self.step.loss.forward(y, target)
-        return _named(error, self.engine.gradients(), self.engine.weights())
+        return _copies(error, self.engine.gradients(), self.engine.weights())
 
 
 class Autograd:
@@ -99,11 +106,11 @@ class Autograd:
         for x, target in batches:
             self.update(x, target)
 
-    def observe(self, x: Tensor, target: Tensor) -> dict[str, Tensor]:
+    def observe(self, x: Tensor, target: Tensor) -> Observed:
         """Make one update and return what there is to compare."""
         error = self.update(x, target).detach()
         gradients = {name: cast(Tensor, p.grad) for name, p in self.parameters.items()}
-        return _named(error, gradients, {n: p.detach() for n, p in self.parameters.items()})
+        return _copies(error, gradients, {n: p.detach() for n, p in self.parameters.items()})
 
 
 class CompiledAutograd(Autograd):
@@ -116,24 +123,14 @@ class CompiledAutograd(Autograd):
             super().__init__(problem)
         self.error = _compiled(self.eager_error, problem, fullgraph=True)
 
-    def run(self, batches: Iterable[Batch], count: int) -> None:
-        """Make the updates; the first one compiles. Raises NotAvailable where that fails."""
-        with _not_available_if_it_fails():
-            super().run(batches, count)
 
-    def observe(self, x: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Make one update and return what there is to compare. Raises NotAvailable as `run`."""
-        with _not_available_if_it_fails():
-            return super().observe(x, target)
-
-
-class CompiledStep(CompiledAutograd):
+class CompiledStep(Autograd):
     """The whole step compiled, as far as torch.compile goes: the gradients as one program, by
     torch.func, and the update of torch.optim as another.
     """
 
     def __init__(self, problem: Problem) -> None:
-        Autograd.__init__(self, problem)
+        super().__init__(problem)
         self.values = {name: p.detach() for name, p in self.parameters.items()}
         gradients = cast(Any, torch.func.grad_and_value(self.functional_error))
         self.gradients = _compiled(gradients, problem, fullgraph=True)
@@ -152,6 +149,26 @@ class CompiledStep(CompiledAutograd):
             parameter.grad = gradients[name]
         self.compiled_update()
         return error
+
+
+class IfItCompiles:
+    """A variant that torch.compile has a part in: NotAvailable where that fails.
+
+    A function is compiled when it is called first, so this may come from any step.
+    """
+
+    def __init__(self, variant: Variant) -> None:
+        self.variant = variant
+
+    def run(self, batches: Iterable[Batch], count: int) -> None:
+        """Make the updates."""
+        with _not_available_if_it_fails():
+            self.variant.run(batches, count)
+
+    def observe(self, x: Tensor, target: Tensor) -> Observed:
+        """Make one update and return what there is to compare."""
+        with _not_available_if_it_fails():
+            return self.variant.observe(x, target)
 
 
 class Floor:
@@ -194,14 +211,14 @@ class _Products(TorchDispatchMode):
         return result
 
 
-def _named(
+def _copies(
     error: Tensor, gradients: Mapping[str, Tensor], weights: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Return copies of all three under names that can stand in a sentence."""
-    named = {"the loss": error}
-    named |= {f"the gradient of {name}": gradient for name, gradient in gradients.items()}
-    named |= {f"the parameter {name}": weight for name, weight in weights.items()}
-    return {name: tensor.clone() for name, tensor in named.items()}
+) -> Observed:
+    kinds = {"loss": {"E": error}, "gradient": gradients, "parameter": weights}
+    return {
+        kind: {name: tensor.clone() for name, tensor in named.items()}
+        for kind, named in kinds.items()
+    }
 
 
 def _optimizer(
@@ -220,7 +237,7 @@ def _optimizer(
 def _compiled(function: Callable[..., Any], problem: Problem, *, fullgraph: bool = False) -> Any:
     # On CUDA the mode that records CUDA graphs, which is torch.compile's fastest for small steps.
     mode = "reduce-overhead" if problem.device.type == "cuda" else None
-    return torch.compile(function, fullgraph=fullgraph, dynamic=False, mode=mode)
+    return cast(Any, torch).compile(function, fullgraph=fullgraph, dynamic=False, mode=mode)
 
 
 @contextmanager
@@ -244,10 +261,12 @@ BUILDERS: Mapping[str, Callable[[Problem], Variant]] = {
     "autograd_fused": partial(Autograd, implementation="fused"),
     "manual": ByHand,
     "manual_eager": partial(ByHand, recorded=False),
-    "compile": CompiledAutograd,
-    "compile_step": CompiledStep,
+    "manual_compiled": lambda problem: IfItCompiles(ByHand(problem, recorded=False, compiled=True)),
+    "compile": lambda problem: IfItCompiles(CompiledAutograd(problem)),
+    "compile_step": lambda problem: IfItCompiles(CompiledStep(problem)),
 }
 """All variants by name. The first is what the others are compared with."""
 
-EAGER_AUTOGRAD = ("autograd_default", "autograd_foreach", "autograd_fused")
-COMPILED = ("compile", "compile_step")
+EAGER_AUTOGRAD: Sequence[str] = ("autograd_default", "autograd_foreach", "autograd_fused")
+COMPILED_AUTOGRAD: Sequence[str] = ("compile", "compile_step")
+COMPILED: Sequence[str] = ("manual_compiled", *COMPILED_AUTOGRAD)

@@ -7,8 +7,8 @@
     W3-128    784-512-256-10, ReLU  128  SGD, momentum 0.9         2
     W3-1024   784-512-256-10, ReLU 1024  SGD, momentum 0.9         2
 
-W1 has half squared errors, the others cross-entropy. Their inputs are standard normal numbers, never
-zeros, which would cost less.
+W1 has half squared errors, the others cross-entropy. Their inputs are standard normal numbers,
+never zeros, which would cost less.
 """
 
 from __future__ import annotations
@@ -88,24 +88,6 @@ def _ready(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     return copy.pin_memory() if device.type == "cuda" else copy
 
 
-def synthetic_workloads() -> dict[str, Workload]:
-    """Return the workloads of the table above by name."""
-    sigmoids = Sequential(Linear(2, 2), Sigmoid(), Linear(2, 2), Sigmoid())
-    small, large = (128, 64), (512, 256)
-    momentum = SGD(1e-3, momentum=0.9)
-    workloads = [
-        Workload("W1", TrainingStep(sigmoids, HalfSquaredError(), SGD(0.1)), _numbers, 1),
-        _classifier("W2a", 64, small, 32, momentum, threads=1),
-        _classifier("W2b", 64, small, 32, Adam(1e-3)),
-        _classifier("W3-128", 784, large, 128, momentum),
-        _classifier("W3-1024", 784, large, 1024, momentum),
-    ]
-    return {workload.name: workload for workload in workloads}
-
-
-WORKLOADS = synthetic_workloads()
-
-
 def _numbers() -> Split:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(MOST_BATCHES, 2, generator=generator)
@@ -133,6 +115,24 @@ def _classifier(
     return Workload(name, step, examples, batch_size, threads)
 
 
+def _synthetic_workloads() -> dict[str, Workload]:
+    sigmoids = Sequential(Linear(2, 2), Sigmoid(), Linear(2, 2), Sigmoid())
+    small, large = (128, 64), (512, 256)
+    momentum = SGD(1e-3, momentum=0.9)
+    workloads = [
+        Workload("W1", TrainingStep(sigmoids, HalfSquaredError(), SGD(0.1)), _numbers, 1),
+        _classifier("W2a", 64, small, 32, momentum, threads=1),
+        _classifier("W2b", 64, small, 32, Adam(1e-3)),
+        _classifier("W3-128", 784, large, 128, momentum),
+        _classifier("W3-1024", 784, large, 1024, momentum),
+    ]
+    return {workload.name: workload for workload in workloads}
+
+
+WORKLOADS = _synthetic_workloads()
+"""Those of the table above, by name."""
+
+
 def own_workload(config: TrainConfig) -> Workload:
     """Return the workload of a training run with these settings, on its real training rows.
 
@@ -142,7 +142,7 @@ def own_workload(config: TrainConfig) -> Workload:
     device = torch.device("cpu")
     data = load(config.data, seed=config.seed, dtype=torch.float64, device=device)
     run = Run.prepare(
-        config, data, device, lambda _, step, params, masks, __: ManualEngine(step, params, masks())
+        config, data, device, lambda _, step, params, masks: ManualEngine(step, params, masks())
     )
     split = run.trainer.train
     size = min(config.batch_size or len(split), len(split))

@@ -1,0 +1,335 @@
+"""Prove that all variants of a training step agree, then time them side by side."""
+
+from __future__ import annotations
+
+import gc
+import random
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import cycle, islice
+from platform import python_version
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+
+from manualbp.checks.bench.memory import peak_bytes, saved_by_autograd, saved_by_hand
+from manualbp.checks.bench.variants import (
+    BUILDERS,
+    COMPILED,
+    COMPILED_AUTOGRAD,
+    EAGER_AUTOGRAD,
+    Floor,
+    NotAvailable,
+    Observed,
+    Timed,
+    Variant,
+)
+from manualbp.checks.bench.workloads import Batch, Problem, Workload
+from manualbp.errors import CheckFailed
+
+PROOF_STEPS = 7
+SMALLER_BATCH_AT = 6  # as the last one of an epoch; then one more of the usual size
+LIMIT = 1e-9
+"""Relative error that rounding in float64 never reaches in so few steps."""
+
+ROUND_SECONDS = 0.02
+MOST_STEPS = 1000  # of a round
+
+Progress = Callable[[str], None]
+"""Is told what comes next."""
+
+
+@dataclass(frozen=True)
+class Quartiles:
+    """Microseconds per step: the median of all rounds, and a quarter below and above."""
+
+    median: float
+    q1: float
+    q3: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured for one workload. Ratios are of medians."""
+
+    workload: str
+    threads: int
+    dtype: str
+    device: str
+    rounds: int
+    microseconds_per_step: Mapping[str, Quartiles]
+    unavailable: Mapping[str, str]
+    peak_bytes: Mapping[str, int]
+    saved_bytes: Mapping[str, int]
+
+    def median(self, variant: str) -> float:
+        """Return the median of a variant in microseconds."""
+        return self.microseconds_per_step[variant].median
+
+    def best(self, variants: Iterable[str]) -> str | None:
+        """Return the fastest of those variants that were timed."""
+        timed = [name for name in variants if name in self.microseconds_per_step]
+        return min(timed, key=self.median, default=None)
+
+    @property
+    def ratio(self) -> float:
+        """Return time(eager autograd's best) / time(by hand)."""
+        return self._over_by_hand(self.best(EAGER_AUTOGRAD)) or 0.0
+
+    @property
+    def ratio_to_compile(self) -> float | None:
+        """Return time(compiled autograd's best) / time(by hand); None where nothing compiled."""
+        return self._over_by_hand(self.best(COMPILED_AUTOGRAD))
+
+    @property
+    def ratio_to_floor(self) -> float:
+        """Return time(by hand) / time(only the matrix products)."""
+        return self.median("manual") / self.median("floor")
+
+    @property
+    def memory_ratio(self) -> float:
+        """Return peak(by hand) / peak(eager autograd's leanest)."""
+        leanest = min(self.peak_bytes[name] for name in EAGER_AUTOGRAD if name in self.peak_bytes)
+        return self.peak_bytes["manual"] / leanest
+
+    def _over_by_hand(self, variant: str | None) -> float | None:
+        return self.median(variant) / self.median("manual") if variant else None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all of it, ratios and versions too."""
+        return asdict(self) | {
+            "best_autograd": self.best(EAGER_AUTOGRAD),
+            "ratio": self.ratio,
+            "ratio_to_compile": self.ratio_to_compile,
+            "ratio_to_floor": self.ratio_to_floor,
+            "memory_ratio": self.memory_ratio,
+            "versions": {"torch": torch.__version__, "python": python_version()},
+        }
+
+
+def measure(
+    workload: Workload,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    threads: int,
+    rounds: int,
+    unavailable: Mapping[str, str],
+    progress: Progress,
+) -> Result:
+    """Measure a workload, all variants but those that are `unavailable` for the reasons given.
+
+    Raises CheckFailed where a variant differs from autograd.
+    """
+    with _threads(threads):
+        out = dict(unavailable)
+        exact = workload.problem(torch.float64, device)
+        variants = _build(exact, out)
+        prove(workload.name, variants, proof_batches(exact), out, progress)
+
+        torch.compiler.reset()  # else the programs for float64 are asked first at every step
+        problem = workload.problem(dtype, device)
+        timed: dict[str, Timed] = {**_build(problem, out)}
+        timed["floor"] = Floor(problem)
+        times = time_rounds(timed, problem, rounds, out, progress)
+
+        progress("memory")
+        peaks = {
+            name: _peak(name, problem)
+            for name in BUILDERS
+            if name in times and name not in COMPILED  # a program's own memory cannot be counted so
+        }
+        return Result(
+            workload=workload.name,
+            threads=threads,
+            dtype=str(dtype).removeprefix("torch."),
+            device=device.type,
+            rounds=rounds,
+            microseconds_per_step=times,
+            unavailable=out,
+            peak_bytes=peaks,
+            saved_bytes={
+                "manual": saved_by_hand(problem),
+                "autograd": saved_by_autograd(problem),
+            },
+        )
+
+
+def _build(problem: Problem, unavailable: dict[str, str]) -> dict[str, Variant]:
+    """Return all variants that can be had, and note why the others cannot."""
+    variants: dict[str, Variant] = {}
+    for name, build in BUILDERS.items():
+        if name not in unavailable:
+            try:
+                variants[name] = build(problem)
+            except NotAvailable as reason:
+                unavailable[name] = str(reason)
+    return variants
+
+
+def proof_batches(problem: Problem) -> list[Batch]:
+    """Return the batches of the proof, one of them smaller, as the last one of an epoch is."""
+    batches = [
+        (x.to(problem.device), target.to(problem.device))
+        for x, target in islice(cycle(problem.batches), PROOF_STEPS)
+    ]
+    x, target = batches[SMALLER_BATCH_AT - 1]
+    rows = max(1, 2 * len(x) // 3)
+    batches[SMALLER_BATCH_AT - 1] = x[:rows], target[:rows]
+    return batches
+
+
+def prove(
+    workload: str,
+    variants: Mapping[str, Variant],
+    batches: Sequence[Batch],
+    unavailable: dict[str, str],
+    progress: Progress,
+) -> None:
+    """Raise CheckFailed if, on these batches, a variant differs from the first one in any tensor.
+
+    What turns out not to be available is noted as such.
+    """
+    reference, *others = variants
+    progress(f"proof: {reference}")
+    truth = [variants[reference].observe(*batch) for batch in batches]
+    for name in others:
+        progress(f"proof: {name}")
+        try:
+            for step, (batch, expected) in enumerate(zip(batches, truth, strict=True), 1):
+                found = variants[name].observe(*batch)
+                for tensor, error in _errors(found, expected).items():
+                    if not error <= LIMIT:
+                        raise CheckFailed(
+                            f"bench: {workload} is not timed: {name} differs from {reference} at "
+                            f"step {step} in {tensor} by {error:.1e} of it, more than {LIMIT:.0e}"
+                        )
+        except NotAvailable as reason:
+            unavailable[name] = str(reason)
+
+
+def _errors(found: Observed, expected: Observed) -> dict[str, float]:
+    """Return max |a-b| / max |b| for each tensor, or NaN where a number is not finite.
+
+    For max |b| stands a thousandth of the largest of all gradients, or all parameters, where that
+    is more: numbers that cancel each other out leave nothing but rounding.
+    """
+    errors: dict[str, float] = {}
+    for kind, named in expected.items():
+        largest = max(b.abs().max().item() for b in named.values())
+        for name, b in named.items():
+            difference = (found[kind][name] - b).abs().max().item()
+            scale = max(b.abs().max().item(), 1e-3 * largest)
+            errors[f"{kind} {name}"] = difference / scale if scale else difference
+    return errors
+
+
+def time_rounds(
+    variants: Mapping[str, Timed],
+    problem: Problem,
+    rounds: int,
+    unavailable: dict[str, str],
+    progress: Progress,
+) -> dict[str, Quartiles]:
+    """Return the time of a step of each variant, measured in turn, a few milliseconds each.
+
+    A round has every variant once, in an order drawn anew, so that a machine that slows down for a
+    while, or a cache that another variant has emptied, falls on all of them alike.
+    """
+    timers: dict[str, Timer] = {}
+    for name, variant in variants.items():
+        progress(f"warm-up: {name}")
+        try:
+            timers[name] = Timer(variant, problem)
+        except NotAvailable as reason:
+            unavailable[name] = str(reason)
+    order = random.Random(0)
+    with _no_garbage_collection():
+        for number in range(1, rounds + 1):
+            progress(f"round {number} of {rounds}")
+            for name in order.sample(list(timers), len(timers)):
+                timers[name].round()
+    return {name: timer.quartiles() for name, timer in timers.items()}
+
+
+class Timer:
+    """Times one variant, a number of steps at a time that takes about ROUND_SECONDS."""
+
+    def __init__(self, variant: Timed, problem: Problem) -> None:
+        self.variant = variant
+        self.device = problem.device
+        self.feed = cycle(problem.batches)
+        self.steps = 1
+        self.times: list[float] = []
+        self.round()  # compiles, records, makes the optimiser's state
+        self.round()
+        self.steps = max(1, min(MOST_STEPS, round(ROUND_SECONDS * 1e6 / self.times[-1])))
+        self.times.clear()
+
+    def round(self) -> None:
+        """Make steps and note the microseconds that each took.
+
+        One more comes first that is not timed: it fetches the variant's memory into the caches.
+        """
+        first, batches = [next(self.feed)], list(islice(self.feed, self.steps))
+        self.variant.run(self._moved(first), 1)
+        self._wait()
+        began = perf_counter()
+        self.variant.run(self._moved(batches), self.steps)
+        self._wait()
+        self.times.append((perf_counter() - began) / self.steps * 1e6)
+
+    def _moved(self, batches: list[Batch]) -> Iterable[Batch]:
+        """Return the batches on the device; where they have to be moved, one by one when needed."""
+        if batches[0][0].device == self.device:
+            return batches
+        return (
+            (x.to(self.device, non_blocking=True), target.to(self.device, non_blocking=True))
+            for x, target in batches
+        )
+
+    def _wait(self) -> None:
+        """Wait until the device has done what it was told; the CPU always has."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def quartiles(self) -> Quartiles:
+        """Return the quartiles of the rounds."""
+        median, q1, q3 = np.quantile(self.times, [0.5, 0.25, 0.75])
+        return Quartiles(float(median), float(q1), float(q3))
+
+
+def _peak(name: str, problem: Problem) -> int:
+    """Return the peak of a variant's step.
+
+    The replay of a CUDA graph shows no tensors. Its memory is what the same operations took while
+    it was recorded, and a copy of the arguments.
+    """
+    if name == "manual" and problem.device.type == "cuda":
+        copies = sum(argument.nbytes for argument in problem.batches[0])
+        return copies + peak_bytes(partial(BUILDERS["manual_eager"], problem), problem)
+    return peak_bytes(partial(BUILDERS[name], problem), problem)
+
+
+@contextmanager
+def _threads(number: int) -> Generator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _no_garbage_collection() -> Generator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

@@ -1,0 +1,129 @@
+"""What `manualbp bench` shows: tables that fit 80 columns, and a chart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from torch.utils.tensorboard import SummaryWriter
+
+from manualbp.checks.bench.measure import Result
+from manualbp.checks.bench.variants import COMPILED_AUTOGRAD, EAGER_AUTOGRAD
+
+LABELS = {
+    "manual": "by hand, recorded",
+    "manual_eager": "by hand, eager",
+    "manual_compiled": "by hand, compiled",
+    "autograd_default": "autograd",
+    "autograd_foreach": "autograd, foreach",
+    "autograd_fused": "autograd, fused",
+    "compile": "autograd, compiled",
+    "compile_step": "autograd, all compiled",
+    "floor": "matrix products",
+}
+COLORS = {"manual": "C0", "manual_eager": "C0", "manual_compiled": "C0", "floor": "0.6"}
+"""Of the bars by name; those of autograd are C1."""
+
+
+def print_results(console: Console, results: Sequence[Result]) -> None:
+    """Print a table for each workload, one of all, and what their columns mean."""
+    for result in results:
+        console.print(_variants(result))
+        for name, reason in result.unavailable.items():
+            console.print(f"{LABELS[name]} is not available: {reason}", style="yellow")
+        console.print()
+    console.print(_summary(results))
+    console.print(
+        "Microseconds per step: medians, in the tables above with quartiles. Autograd is\n"
+        "eager torch.nn with torch.optim at its best of default, foreach and fused;\n"
+        "ratio is its time over that by hand. Floor: the matrix products alone, and how\n"
+        "many times as long a step by hand takes. Memory: peak by hand / by autograd.\n"
+        "Before the timing all variants agreed over 7 steps in float64, relative error\n"
+        "at most 1e-9. Denormal numbers count as zero in all of them.",
+        style="dim",
+    )
+
+
+def _variants(result: Result) -> Table:
+    threads = f"{result.threads} thread{'s' if result.threads > 1 else ''}"
+    title = f"{result.workload}: {threads}, {result.dtype}, {result.device}"
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column("variant", no_wrap=True)
+    for name in ("median µs", "quartiles µs", "to by hand", "peak bytes"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, label in LABELS.items():
+        if name in result.microseconds_per_step:
+            times = result.microseconds_per_step[name]
+            peak = result.peak_bytes.get(name)
+            table.add_row(
+                label,
+                _microseconds(times.median),
+                f"{_microseconds(times.q1)} - {_microseconds(times.q3)}",
+                f"{times.median / result.median('manual'):.2f}",
+                "" if peak is None else f"{peak:,}",
+            )
+    return table
+
+
+def _summary(results: Sequence[Result]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("workload", overflow="fold")
+    for name in ("by hand", "autograd", "compiled", "ratio", "floor", "× floor", "memory"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for result in results:
+        best = cast(str, result.best(EAGER_AUTOGRAD))
+        compiled = result.best(COMPILED_AUTOGRAD)
+        table.add_row(
+            result.workload,
+            _microseconds(result.median("manual")),
+            f"{best.removeprefix('autograd_')} {_microseconds(result.median(best))}",
+            _microseconds(result.median(compiled)) if compiled else "-",
+            f"[bold]{result.ratio:.2f}[/bold]",
+            _microseconds(result.median("floor")),
+            f"{result.ratio_to_floor:.2f}",
+            f"{result.memory_ratio:.2f}",
+        )
+    return table
+
+
+def _microseconds(time: float) -> str:
+    return f"{time:,.1f}" if time < 1000 else f"{time:,.0f}"
+
+
+def save_chart(directory: Path, results: Sequence[Result]) -> None:
+    """Write bench.png and, with the same picture, an event file for TensorBoard."""
+    figure = _draw(results)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    picture = np.asarray(canvas.buffer_rgba(), dtype=np.uint8)[:, :, :3]
+    cast(Any, figure).savefig(directory / "bench.png")
+    with SummaryWriter(str(directory)) as writer:
+        cast(Any, writer).add_image("bench/microseconds_per_step", picture, dataformats="HWC")
+
+
+def _draw(results: Sequence[Result]) -> Figure:
+    """Return a chart with a row of bars for each workload: medians, and lines between quartiles."""
+    columns = min(len(results), 2)
+    rows = -(-len(results) // columns)
+    figure = Figure(figsize=(5.2 * columns, 2.6 * rows), dpi=100, layout="constrained")
+    for index, result in enumerate(results):
+        axes = cast(Any, figure.add_subplot(rows, columns, index + 1))
+        names = [name for name in LABELS if name in result.microseconds_per_step]
+        times = [result.microseconds_per_step[name] for name in names]
+        medians = [time.median for time in times]
+        reach = [[t.median - t.q1 for t in times], [t.q3 - t.median for t in times]]
+        colors = [COLORS.get(name, "C1") for name in names]
+        axes.barh(range(len(names)), medians, xerr=reach, color=colors, ecolor="0.3")
+        axes.set_yticks(range(len(names)), [LABELS[name] for name in names], fontsize=8)
+        axes.invert_yaxis()
+        axes.tick_params(axis="x", labelsize=8)
+        axes.set_xlabel("µs per step", fontsize=8)
+        title = f"{result.workload}: {result.ratio:.2f} × as fast by hand as by eager autograd"
+        axes.set_title(title, fontsize=9, parse_math=False)
+    return figure
