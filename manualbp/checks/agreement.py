@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from manualbp.checks.registry import case_owner
-from manualbp.checks.tolerances import TOLERANCES
+from manualbp.checks.tolerances import TOLERANCES, UNDERFLOW
 from manualbp.layers import AnyLayer, Mode
 from manualbp.losses import AnyLoss, CrossEntropyLoss
 from manualbp.parameters import Parameters
@@ -151,12 +151,16 @@ def _cast(loss: AnyLoss, y: Tensor) -> AnyLoss:
 def rows(layer: str, case: str, ours: Results, autograd: Results, truth: Results) -> list[Row]:
     """Return a row for each tensor. Raises AssertionError if the two sides name different ones."""
     assert ours.keys() == autograd.keys(), f"{sorted(ours)} and {sorted(autograd)}"
+    own_errors = {name: relative_error(b, truth[name]) for name, b in autograd.items()}
+    # What rounding costs here: autograd's largest error, underflow and the like left out, for which
+    # agreeing with autograd is enough.
+    rounding = max((error for error in own_errors.values() if error < UNDERFLOW), default=0.0)
     found: list[Row] = []
     for name, a in ours.items():
         b = autograd[name]
-        error, own_error = relative_error(a, truth[name]), relative_error(b, truth[name])
+        error, difference = relative_error(a, truth[name]), relative_error(a, b)
         tolerance = TOLERANCES[a.dtype]
-        limit = max(tolerance.floor, tolerance.factor * own_error)
+        limit = max(tolerance.floor, tolerance.factor * rounding)
         same_kind = a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
         row = Row(
             layer=layer,
@@ -166,10 +170,10 @@ def rows(layer: str, case: str, ours: Results, autograd: Results, truth: Results
             device=a.device.type,
             dtype=str(a.dtype).removeprefix("torch."),
             max_abs_error=_largest(a.double() - b.double()) if a.shape == b.shape else inf,
-            max_rel_error=relative_error(a, b),
+            max_rel_error=difference,
             error_vs_truth=error,
-            autograd_error_vs_truth=own_error,
-            verdict="agree" if same_kind and error <= limit else "differ",
+            autograd_error_vs_truth=own_errors[name],
+            verdict="agree" if same_kind and min(error, difference) <= limit else "differ",
         )
         found.append(row)
     return found
