@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import inf
+from math import inf, isfinite
 from typing import Literal, NamedTuple
 
 import torch
@@ -152,15 +152,15 @@ def rows(layer: str, case: str, ours: Results, autograd: Results, truth: Results
     """Return a row for each tensor. Raises AssertionError if the two sides name different ones."""
     assert ours.keys() == autograd.keys(), f"{sorted(ours)} and {sorted(autograd)}"
     own_errors = {name: relative_error(b, truth[name]) for name, b in autograd.items()}
-    # What rounding costs here: autograd's largest error, underflow and the like left out, for which
-    # agreeing with autograd is enough.
+    # What rounding costs here: autograd's largest error, but for tensors lost to underflow.
     rounding = max((error for error in own_errors.values() if error < UNDERFLOW), default=0.0)
     found: list[Row] = []
     for name, a in ours.items():
         b = autograd[name]
         error, difference = relative_error(a, truth[name]), relative_error(a, b)
         tolerance = TOLERANCES[a.dtype]
-        limit = max(tolerance.floor, tolerance.factor * rounding)
+        own = own_errors[name] if isfinite(own_errors[name]) else 0.0
+        limit = max(tolerance.floor, tolerance.factor * max(rounding, own))
         same_kind = a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
         row = Row(
             layer=layer,
