@@ -117,7 +117,7 @@ AUTOGRAD_NAMES = {"enable_grad", "grad_fn", "requires_grad", "requires_grad_", "
 """Attributes and keywords that no hand-written code needs."""
 
 _TRAINING = (
-    "capture",
+    "recording",
     "errors",
     "initializers",
     "layers",
@@ -130,9 +130,9 @@ _TRAINING = (
 )
 
 MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
-    "__init__": (),
+    "__init__": ("recording",),
     "errors": (),
-    "capture": (),
+    "recording": (),
     "parameters": (),
     "initializers": (),
     "optimizers": (),

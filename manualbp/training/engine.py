@@ -8,10 +8,10 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from manualbp.capture import Step, capture
 from manualbp.layers import EVALUATION, Mode
 from manualbp.optimizers import SGD
 from manualbp.parameters import Parameters
+from manualbp.recording import Step, capture
 from manualbp.training.checkpoint import random_state, restore_random_state
 from manualbp.training.step import TrainingStep
 

@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from manualbp.capture import Captured, capture
 from manualbp.errors import UsageError
 from manualbp.losses import (
     AnyLoss,
@@ -19,6 +18,7 @@ from manualbp.losses import (
     MSELoss,
     Reduction,
 )
+from manualbp.recording import Captured, capture
 from manualbp.training.data import Data, Split
 
 LossName = Literal["auto", "cross-entropy", "bce", "mse", "half-squared-error"]

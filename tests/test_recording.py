@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from manualbp.capture import MOST_SHAPES, Captured, capture
 from manualbp.checks.agreement import make_inputs
 from manualbp.checks.registry import case_owner, layer_cases, loss_cases
 from manualbp.layers import Mode
@@ -23,6 +22,7 @@ from manualbp.optimizers import (
     Optimizer,
     RMSprop,
 )
+from manualbp.recording import MOST_SHAPES, Captured, capture
 from manualbp.training.engine import ManualEngine
 from manualbp.training.step import TrainingStep
 
