@@ -303,6 +303,8 @@ def _into(op: OpOverload, args: Any, kwargs: Any, out: Tensor) -> Callable[[], A
     name, overload = _name(op), _overload(op)
     if name in ("clone", "_to_copy"):
         return partial(out.copy_, args[0])
+    if name == "rsub":  # 1 - y; it has no fast `out` form of its own
+        name, args = "sub", (args[1], args[0], *args[2:])
     args = _with_tensors_for_numbers(name, args, out)
     # torch.mm(..., out=) takes half the time of torch.ops.aten.mm.out, which is the same kernel.
     candidates = [getattr(torch, name, None)]
