@@ -68,10 +68,25 @@ class Outcome(NamedTuple):
 
 def manualbp(*words: object) -> Outcome:
     """Run a command in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        code = main([str(word) for word in words])
+    out, err, threads = io.StringIO(), io.StringIO(), torch.get_num_threads()
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            code = main([str(word) for word in words])
+    finally:
+        # What a run sets for the process.
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(False)
     return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def a_minute_ago(run: Path) -> None:
+    """Let the event files tell that they were opened a minute ago.
+
+    A resumed run waits until the second is another than that of the interrupted one.
+    """
+    for file in run.glob("*/events.out.tfevents.*"):
+        second = file.name.split(".")[3]
+        file.rename(file.with_name(file.name.replace(second, str(int(second) - 60))))
 
 
 def events(directory: Path) -> Any:
