@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from manualbp.checks.agreement import Results, Row, compare_layer, compare_loss, rows
@@ -26,6 +25,10 @@ from reference.cases import Case
 from reference.twins import twin, twin_loss
 
 ROWS_OF_THE_BATCH = 64
+
+LEGEND = """\
+max abs, max rel: by hand against autograd. by hand, autograd: each against
+the float64 truth. Relative errors are max|a-b| / max|b| over a tensor."""
 
 
 @dataclass(frozen=True)
@@ -107,45 +110,47 @@ def compare_default_model(dtype: torch.dtype, device: torch.device, seed: int) -
 def print_rows(console: Console, found: Sequence[Row]) -> None:
     """Print a table for each layer that fits 80 columns, and a line that says what it comes to."""
     for layer, group in groupby(found, attrgetter("layer")):
-        console.print(_table(layer, list(group)))
+        for line in _table(layer, list(group)):
+            console.print(line, soft_wrap=True)
         console.print()
-    console.print(
-        "max abs, max rel: by hand against autograd. by hand, autograd: each against\n"
-        "the float64 truth. Relative errors are max|a-b| / max|b| over a tensor.",
-        style="dim",
-    )
+    console.print(LEGEND, style="dim", soft_wrap=True)
     where = f"{found[0].dtype} on {found[0].device}"
     differ = [row for row in found if row.verdict == "differ"]
     for row in differ:
-        console.print(f"[bold red]{row.layer}, {row.case}: {row.tensor} differs[/bold red]")
+        console.print(Text(f"{row.layer}, {row.case}: {row.tensor} differs", style="bold red"))
     if differ:
         console.print(f"{len(differ)} of {len(found)} tensors differ in {where}.")
     else:
         console.print(f"[bold green]All {len(found)} tensors agree[/bold green] in {where}.")
 
 
-def _table(layer: str, found: Sequence[Row]) -> Table:
-    table = Table(title=layer, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for name in ("tensor", "shape"):
-        table.add_column(name, no_wrap=True)
-    for name in ("max abs", "max rel", "by hand", "autograd"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("verdict")
-    case = ""
-    for row in found:
-        if row.case != case:
-            case = row.case
-            table.add_row(Text(case, style="italic cyan", overflow="ellipsis"))
-        errors = (
-            row.max_abs_error,
-            row.max_rel_error,
-            row.error_vs_truth,
-            row.autograd_error_vs_truth,
+def _table(layer: str, found: Sequence[Row]) -> Iterator[Text]:
+    """Yield lines of 80 columns at most; a longer name of a tensor is cut."""
+    for_shapes = max(len("shape"), *(len(_shape(row)) for row in found))
+    for_names = max(len("tensor"), *(len(row.tensor) for row in found))
+    for_names = min(for_names, 27 - for_shapes)
+
+    def line(name: str, shape: str, numbers: Sequence[str]) -> str:
+        name = name if len(name) <= for_names else f"{name[: for_names - 1]}…"
+        return f"  {name:<{for_names}}  {shape:<{for_shapes}}  " + "".join(
+            f"{number:>8}  " for number in numbers
         )
-        table.add_row(
-            f"  {row.tensor}",
-            "×".join(map(str, row.shape)) or "scalar",
-            *("0" if error == 0 else f"{error:.1e}" for error in errors),
-            Text(row.verdict, style="green" if row.verdict == "agree" else "bold red"),
-        )
-    return table
+
+    yield Text(layer, style="bold")
+    yield Text(line("tensor", "shape", ("max abs", "max rel", "by hand", "autograd")) + "verdict")
+    for case, rows_of_case in groupby(found, attrgetter("case")):
+        yield Text(case, style="italic cyan")
+        for row in rows_of_case:
+            errors = (
+                row.max_abs_error,
+                row.max_rel_error,
+                row.error_vs_truth,
+                row.autograd_error_vs_truth,
+            )
+            numbers = ["0" if error == 0 else f"{error:.1e}" for error in errors]
+            style = "green" if row.verdict == "agree" else "bold red"
+            yield Text.assemble(line(row.tensor, _shape(row), numbers), (row.verdict, style))
+
+
+def _shape(row: Row) -> str:
+    return "×".join(map(str, row.shape)) or "scalar"
