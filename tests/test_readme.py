@@ -290,9 +290,7 @@ def test_tensorboard(tmp_path):
             [tensorboard, *words[1:], "--port", "0"], stdout=file, stderr=subprocess.STDOUT
         )
     try:
-        address = wait_for(
-            lambda: re.search(r"http://localhost:\d+", log.read_text()), "an address"
-        )[0]
+        address = wait_for(lambda: address_in(log, server), "an address")
         tags = wait_for(lambda: served_tags(address), "all kinds of tags")
     finally:
         server.terminate()
@@ -309,6 +307,12 @@ def test_tensorboard(tmp_path):
         assert any(served.startswith(tag) for served in {*tags, "r2"}), tag
     for tag in tags:
         assert tag.startswith((*promised, "configuration", "_hparams_")), f"{tag} is not in it"
+
+
+def address_in(log: Path, server: subprocess.Popen[bytes]) -> str | None:
+    assert server.poll() is None, log.read_text()
+    found = re.search(r"http://localhost:\d+", log.read_text())
+    return found and found[0]
 
 
 def served_tags(address: str) -> set[str]:
