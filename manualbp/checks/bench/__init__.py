@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBar
 
-from manualbp.checks.bench.measure import Progress, Result, measure
+from manualbp.checks.bench.measure import Progress, Result, measure_workload
 from manualbp.checks.bench.report import print_results, save_chart
 from manualbp.checks.bench.variants import BUILDERS, COMPILED
 from manualbp.checks.bench.workloads import WORKLOADS, Workload, own_workload
@@ -107,10 +108,12 @@ def bench(config: BenchConfig) -> list[Result]:
     # Numbers that fade become denormal, which take a processor ten times as long: on all sides
     # alike, they count as zero.
     torch.set_flush_denormal(True)
+    # torch.compile would warn, in the middle of the progress display, that it leaves out profiling.
+    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
     left_out = {name: "left out by --no-compile" for name in COMPILED if not config.compile}
     with _Display(workloads, config) as display:
         results = [
-            measure(
+            measure_workload(
                 workload,
                 DTYPES[config.dtype],
                 device,

@@ -111,7 +111,7 @@ class Result:
         }
 
 
-def measure(
+def measure_workload(
     workload: Workload,
     dtype: torch.dtype,
     device: torch.device,
@@ -266,6 +266,7 @@ class Timer:
         self.steps = 1
         self.times: list[float] = []
         self.round()  # compiles, records, makes the optimiser's state
+        self.steps = 5
         self.round()
         self.steps = max(1, min(MOST_STEPS, round(ROUND_SECONDS * 1e6 / self.times[-1])))
         self.times.clear()

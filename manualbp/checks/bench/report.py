@@ -35,8 +35,10 @@ def print_results(console: Console, results: Sequence[Result]) -> None:
     """Print a table for each workload, one of all, and what their columns mean."""
     for result in results:
         console.print(_variants(result))
-        for name, reason in result.unavailable.items():
-            console.print(f"{LABELS[name]} is not available: {reason}", style="yellow")
+        for reason in dict.fromkeys(result.unavailable.values()):
+            names = [LABELS[name] for name, r in result.unavailable.items() if r == reason]
+            text = f"Not available: {'; '.join(names)}. {reason}"
+            console.print(text, style="yellow", markup=False, highlight=False)
         console.print()
     console.print(_summary(results))
     console.print(
@@ -55,7 +57,7 @@ def _variants(result: Result) -> Table:
     title = f"{result.workload}: {threads}, {result.dtype}, {result.device}"
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     table.add_column("variant", no_wrap=True)
-    for name in ("median µs", "quartiles µs", "to by hand", "peak bytes"):
+    for name in ("median µs", "quartiles µs", "× by hand", "peak bytes"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, label in LABELS.items():
         if name in result.microseconds_per_step:

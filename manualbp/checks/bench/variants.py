@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ class NotAvailable(Exception):
     """A variant cannot be had here; the message is the reason, in one line."""
 
 
+@runtime_checkable
 class Timed(Protocol):
     """What can be timed."""
 
@@ -42,6 +43,7 @@ Observed = Mapping[str, Mapping[str, Tensor]]
 "gradient", "parameter") and name."""
 
 
+@runtime_checkable
 class Variant(Timed, Protocol):
     """What can be compared with autograd besides."""
 
@@ -197,7 +199,7 @@ class _Products(TorchDispatchMode):
 
     def __init__(self) -> None:
         cast(Any, super()).__init__()
-        self.calls: list[Callable[[], Tensor]] = []
+        self.calls: list[partial[Tensor]] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

@@ -1,0 +1,397 @@
+"""The bench proves that all variants agree, times them in turn, and counts memory."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_runs import events, manualbp
+from torch import Tensor
+
+from manualbp.checks.bench.measure import Quartiles, Result, proof_batches, prove, time_rounds
+from manualbp.checks.bench.memory import peak_bytes, saved_by_autograd, saved_by_hand
+from manualbp.checks.bench.variants import (
+    BUILDERS,
+    Autograd,
+    Floor,
+    NotAvailable,
+    Observed,
+    Variant,
+)
+from manualbp.checks.bench.workloads import WORKLOADS, Batch, Problem
+from manualbp.errors import CheckFailed
+from manualbp.layers import Linear
+from manualbp.training.engine import ManualEngine
+
+CPU = torch.device("cpu")
+QUICK = ("--no-compile", "--repeats", 2)
+EAGER = {"autograd_default", "autograd_foreach", "autograd_fused", "manual", "manual_eager"}
+
+
+def small_problem(name: str = "W1", dtype: torch.dtype = torch.float64) -> Problem:
+    return WORKLOADS[name].problem(dtype, CPU)
+
+
+def nothing(_: str) -> None:
+    pass
+
+
+# The command --------------------------------------------------------------------------------------
+
+
+def test_json_has_everything_and_nothing_else_is_printed() -> None:
+    threads = torch.get_num_threads()
+    done = manualbp("bench", "--workload", "W1", "--threads", 1, "--json", *QUICK)
+    assert done.code == 0, done.err
+    (result,) = json.loads(done.out)
+    times = result["microseconds_per_step"]
+    assert times.keys() == EAGER | {"floor"}
+    for time in times.values():
+        assert time.keys() == {"median", "q1", "q3"}
+        assert 0 < time["q1"] <= time["median"] <= time["q3"]
+    best = min(times[name]["median"] for name in times if name.startswith("autograd"))
+    assert times[result["best_autograd"]]["median"] == best
+    assert result["ratio"] == pytest.approx(best / times["manual"]["median"])
+    assert result["ratio_to_floor"] == pytest.approx(
+        times["manual"]["median"] / times["floor"]["median"]
+    )
+    assert result["ratio_to_compile"] is None
+    assert result["peak_bytes"].keys() == EAGER
+    assert result["memory_ratio"] == pytest.approx(
+        result["peak_bytes"]["manual"] / result["peak_bytes"]["autograd_default"]
+    )
+    assert result["saved_bytes"].keys() == {"manual", "autograd"}
+    assert set(result["unavailable"]) == {"compile", "compile_step", "manual_compiled"}
+    assert result["versions"].keys() == {"torch", "python"}
+    assert (result["workload"], result["threads"], result["rounds"]) == ("W1", 1, 2)
+    assert (result["dtype"], result["device"]) == ("float32", "cpu")
+    assert done.err == ""
+    assert torch.get_num_threads() == threads
+
+
+def test_tables_of_an_own_network_fit_80_columns() -> None:
+    done = manualbp(
+        *("bench", "--data", "breast_cancer", "--hidden", 8, "--batch-size", 16),
+        *("--optimizer", "adam", "--dtype", "float64", *QUICK),
+    )
+    assert done.code == 0, done.err
+    assert max(map(len, done.out.splitlines())) <= 80
+    assert "mlp/breast_cancer: 2 threads, float64, cpu" in done.out
+    for label in ("by hand, recorded", "autograd, fused", "matrix products"):
+        assert label in done.out
+    said = " ".join(done.out.split())  # where lines are broken depends on the words
+    assert "autograd, all compiled. left out by --no-compile" in said
+
+
+def test_quiet_prints_nothing() -> None:
+    done = manualbp("bench", "--workload", "W1", "--quiet", *QUICK)
+    assert (done.code, done.out, done.err) == (0, "", "")
+
+
+def test_chart_and_event_file(tmp_path: Path) -> None:
+    directory = tmp_path / "new" / "charts"
+    assert manualbp("bench", "--workload", "W1", "--save", directory, *QUICK).code == 0
+    png = (directory / "bench.png").read_bytes()
+    assert png.startswith(b"\x89PNG")
+    (image,) = events(directory).Images("bench/microseconds_per_step")
+    assert image.encoded_image_string.startswith(b"\x89PNG")
+    size = int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
+    assert (image.width, image.height) == size
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--workload", "W2c"], "--workload W2c: there is no such workload; did you mean W2b?"),
+        (["--workload", "W1", "zzz"], "there are: W1, W2a, W2b, W3-128, W3-1024"),
+        (["--repeats", 0], "--repeats is 0: it must be at least 1"),
+        (["--threads", -1], "--threads is -1: it must be 0 or more"),
+        (["--hidden", 0], "--hidden is 0"),
+        (["--data", "irs"], "did you mean 'iris'?"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_measured(
+    options: list[Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manualbp.checks.bench.measure_workload", None)
+    done = manualbp("bench", *options)
+    assert done.code == 2
+    assert message in done.err
+    assert len(done.err.splitlines()) == 1
+    assert done.out == ""
+
+
+def test_a_directory_that_cannot_be_made_is_told_before_measuring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manualbp.checks.bench.measure_workload", None)
+    (tmp_path / "file").touch()
+    done = manualbp("bench", "--workload", "W1", "--save", tmp_path / "file")
+    assert done.code == 2
+    assert f"--save {tmp_path / 'file'}: cannot be made" in done.err
+
+
+# The proof ----------------------------------------------------------------------------------------
+
+
+def test_a_planted_bug_stops_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Linear.backward_parameters
+
+    def wrong(self: Linear, params: Any, saved: Any, dy: Tensor, grads: Any) -> None:
+        right(self, params, saved, dy * (1 + 1e-7), grads)
+
+    monkeypatch.setattr(Linear, "backward_parameters", wrong)
+    done = manualbp("bench", "--workload", "W1", "--save", tmp_path, "--json", *QUICK)
+    assert done.code == 1
+    assert "W1 is not timed: manual differs from autograd_default at step 1 in gradient" in done.err
+    assert len(done.err.splitlines()) == 1
+    assert done.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+class Altered(Autograd):
+    """Autograd, with a tensor changed before anyone sees it, from some step on."""
+
+    def __init__(
+        self, problem: Problem, step: int, kind: str, name: str, *, factor: float, plus: float = 0
+    ) -> None:
+        super().__init__(problem)
+        self.step, self.kind, self.name = step, kind, name
+        self.factor, self.plus = factor, plus
+
+    def observe(self, x: Tensor, target: Tensor) -> Observed:
+        observed = super().observe(x, target)
+        self.step -= 1
+        if self.step <= 0:
+            observed[self.kind][self.name].mul_(self.factor).add_(self.plus)
+        return observed
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("loss", "E"), ("gradient", "2.bias"), ("parameter", "0.weight")]
+)
+@pytest.mark.parametrize("factor", [1 + 1e-8, float("nan")])
+def test_every_kind_of_tensor_is_compared_at_every_step(
+    kind: str, name: str, factor: float
+) -> None:
+    problem = small_problem()
+    wrong = Altered(problem, 3, kind, name, factor=factor)
+    variants: dict[str, Variant] = {"right": Autograd(problem), "wrong": wrong}
+    with pytest.raises(CheckFailed, match=f"wrong differs .* at step 3 in {kind} {name} by"):
+        prove("W1", variants, proof_batches(problem), {}, nothing)
+
+
+def test_rounding_is_no_difference() -> None:
+    problem = small_problem()
+    where = (problem, 1, "gradient", "0.bias")
+    variants: dict[str, Variant] = {"a": Autograd(problem), "b": Altered(*where, factor=1 + 1e-13)}
+    prove("W1", variants, proof_batches(problem), {}, nothing)
+    # A gradient that cancels out is rounding of the others: zero, or anything so small.
+    variants = {"a": Altered(*where, factor=0), "b": Altered(*where, factor=0, plus=1e-18)}
+    prove("W1", variants, proof_batches(problem), {}, nothing)
+
+
+def test_the_proof_has_changing_batches_and_a_smaller_one_before_the_last() -> None:
+    batches = proof_batches(small_problem("W2a"))
+    assert [len(x) for x, _ in batches] == [32, 32, 32, 32, 32, 21, 32]
+    assert [len(target) for _, target in batches] == [len(x) for x, _ in batches]
+    assert len({x[0, 0].item() for x, _ in batches}) == 7
+    assert [len(x) for x, _ in proof_batches(small_problem("W1"))] == [1] * 7
+
+
+@pytest.mark.parametrize("name", ["W1", "W2a", "W2b"])
+def test_all_eager_variants_agree(name: str) -> None:
+    problem = small_problem(name)
+    variants = {variant: BUILDERS[variant](problem) for variant in BUILDERS if variant in EAGER}
+    unavailable: dict[str, str] = {}
+    prove(name, variants, proof_batches(problem), unavailable, nothing)
+    assert unavailable == {}
+
+
+# Variants -----------------------------------------------------------------------------------------
+
+
+def test_compiled_variants_are_proved_and_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def uncompiled(function: Any, **_: object) -> Any:
+        return function
+
+    monkeypatch.setattr(torch, "compile", uncompiled)
+    done = manualbp("bench", "--workload", "W1", "--repeats", 1, "--json")
+    assert done.code == 0, done.err
+    (result,) = json.loads(done.out)
+    assert result["unavailable"] == {}
+    times = {name: time["median"] for name, time in result["microseconds_per_step"].items()}
+    assert times.keys() == {*BUILDERS, "floor"}
+    best = min(times["compile"], times["compile_step"])
+    assert result["ratio_to_compile"] == pytest.approx(best / times["manual"])
+
+
+def test_where_compiling_fails_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(function: Any, **_: object) -> Any:
+        def compiled(*arguments: object) -> Any:
+            raise RuntimeError("No working C++ compiler found\nin a long list")
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", failing)
+    done = manualbp("bench", "--workload", "W1", "--repeats", 1)
+    assert done.code == 0, done.err
+    said = " ".join(done.out.split())
+    assert (
+        "Not available: by hand, compiled; autograd, compiled; autograd, all compiled. "
+        "RuntimeError: No working C++ compiler found" in said
+    )
+    assert "long list" not in said
+
+
+def test_an_update_rule_without_a_fused_form_is_told_as_such() -> None:
+    done = manualbp("bench", "--data", "iris", "--optimizer", "rmsprop", "--json", *QUICK)
+    assert done.code == 0, done.err
+    (result,) = json.loads(done.out)
+    assert "fused" in result["unavailable"]["autograd_fused"]
+    assert "autograd_fused" not in result["microseconds_per_step"]
+    assert "autograd_foreach" in result["microseconds_per_step"]
+
+
+def test_floor_is_the_products_without_dx_of_the_first_layer() -> None:
+    problem = small_problem("W2a")
+    floor = Floor(problem)
+    floor.run([], 1)
+    found = Counter((a.shape, b.shape) for a, b in (p.args for p in floor.products))
+    forward = [((32, 64), (64, 128)), ((32, 128), (128, 64)), ((32, 64), (64, 10))]
+    weights = [((128, 32), (32, 64)), ((64, 32), (32, 128)), ((10, 32), (32, 64))]
+    inputs = [((32, 10), (10, 64)), ((32, 64), (64, 128))]
+    assert found == Counter([*forward, *weights, *inputs])
+    for product in floor.products:
+        a, b = product.args
+        assert torch.equal(product.keywords["out"], a @ b)
+        assert a.abs().sum() > 0
+
+
+# Time ---------------------------------------------------------------------------------------------
+
+
+class Listening:
+    """A variant that does nothing but write down who ran on what."""
+
+    def __init__(self, name: str, log: list[tuple[str, list[float], int]]) -> None:
+        self.name, self.log = name, log
+
+    def run(self, batches: Iterable[Batch], count: int) -> None:
+        self.log.append((self.name, [x.sum().item() for x, _ in batches], count))
+
+
+def test_variants_take_turns_and_batches_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("manualbp.checks.bench.measure.MOST_STEPS", 4)
+    log: list[tuple[str, list[float], int]] = []
+    names = ["a", "b", "c"]
+    problem = small_problem()
+    times = time_rounds({n: Listening(n, log) for n in names}, problem, 5, {}, nothing)
+    assert list(times) == names
+    rounds = log[-5 * 3 * 2 :]  # after the warm-up; each turn has a step that is not timed
+    turns = [rounds[i : i + 2] for i in range(0, len(rounds), 2)]
+    order = [first[0] for first, _ in turns]
+    assert all(first[0] == second[0] for first, second in turns)
+    assert all(len(xs) == count for _, xs, count in rounds)
+    assert [(first[2], second[2]) for first, second in turns] == [(1, 4)] * 15
+    assert all(set(order[i : i + 3]) == set(names) for i in range(0, 15, 3))
+    assert len({tuple(order[i : i + 3]) for i in range(0, 15, 3)}) > 1
+    fed = [x for name, xs, _ in log if name == "a" for x in xs]
+    prepared = [x.sum().item() for x, _ in problem.batches]
+    assert fed == [prepared[i % len(prepared)] for i in range(len(fed))]
+
+
+def test_a_variant_that_fails_while_warming_up_is_left_out() -> None:
+    class Failing(Listening):
+        def run(self, batches: Iterable[Batch], count: int) -> None:
+            raise NotAvailable("no reason")
+
+    unavailable: dict[str, str] = {}
+    variants = {"a": Listening("a", []), "b": Failing("b", [])}
+    times = time_rounds(variants, small_problem(), 1, unavailable, nothing)
+    assert list(times) == ["a"]
+    assert unavailable == {"b": "no reason"}
+
+
+def test_ratios_are_of_medians_and_of_the_best() -> None:
+    medians = {"manual": 10, "autograd_default": 50, "autograd_foreach": 40, "autograd_fused": 60}
+    medians |= {"compile": 30, "compile_step": 20, "floor": 5, "manual_compiled": 1}
+    result = Result(
+        *("W1", 2, "float32", "cpu", 3),
+        microseconds_per_step={n: Quartiles(m, m - 1, m + 1) for n, m in medians.items()},
+        unavailable={},
+        peak_bytes={"manual": 30, "autograd_default": 80, "autograd_fused": 60},
+        saved_bytes={},
+    )
+    assert (result.ratio, result.ratio_to_compile) == (4, 2)
+    assert (result.ratio_to_floor, result.memory_ratio) == (2, 0.5)
+
+
+# Memory -------------------------------------------------------------------------------------------
+
+
+def test_peak_is_what_is_alive_at_the_worst_moment() -> None:
+    problem = small_problem(dtype=torch.float32)  # batches of 2 + 2 numbers, 16 bytes
+
+    class Allocating:
+        def __init__(self) -> None:
+            self.kept = torch.zeros(1000)
+
+        def run(self, batches: Iterable[Batch], count: int) -> None:
+            a = torch.zeros(100)
+            b = a.view(10, 10)[1:]  # no memory of its own
+            del a
+            b = b + 1  # 90 numbers while the 100 are still there
+            torch.zeros(50)
+
+    assert peak_bytes(Allocating, problem) == 16 + 4 * (1000 + 100 + 90)
+
+
+def test_saved_bytes_of_a_network_worked_out_by_hand() -> None:
+    # x, both sigmoids' outputs, and the error or, for autograd, the target: 2 numbers each.
+    problem = small_problem(dtype=torch.float32)
+    assert saved_by_hand(problem) == 4 * 2 * 4
+    assert saved_by_autograd(problem) == 4 * 2 * 4
+
+
+def test_peak_of_a_step_worked_out_by_hand() -> None:
+    # Autograd on W1: x, t and 12 parameters stay; at the end there are 12 gradients more.
+    problem = small_problem(dtype=torch.float32)
+    peak = peak_bytes(lambda: Autograd(problem), problem)
+    assert 4 * (2 + 2 + 12 + 12) <= peak <= 4 * (2 + 2 + 12 + 12 + 10)
+
+
+# Workloads ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "x_shape", "parameters", "state", "threads"),
+    [
+        ("W1", (1, 2), 2 * 3 + 2 * 3, [], 2),
+        ("W2a", (32, 64), 65 * 128 + 129 * 64 + 65 * 10, ["momentum_buffer"], 1),
+        ("W2b", (32, 64), 65 * 128 + 129 * 64 + 65 * 10, ["exp_avg", "exp_avg_sq"], 2),
+        ("W3-128", (128, 784), 785 * 512 + 513 * 256 + 257 * 10, ["momentum_buffer"], 2),
+        ("W3-1024", (1024, 784), 785 * 512 + 513 * 256 + 257 * 10, ["momentum_buffer"], 2),
+    ],
+)
+def test_workloads_are_those_of_the_table(
+    name: str, x_shape: tuple[int, ...], parameters: int, state: list[str], threads: int
+) -> None:
+    problem = small_problem(name, torch.float32)
+    assert WORKLOADS[name].threads == threads
+    assert sum(p.numel() for p in problem.start.named().values()) == parameters
+    masks = torch.Generator()
+    assert list(ManualEngine(problem.step, problem.start, masks).state) == state
+    assert 16 <= len(problem.batches) <= 64
+    for x, target in problem.batches:
+        assert x.shape == x_shape
+        assert len(target) == len(x)
+    x = torch.cat([x for x, _ in problem.batches])
+    assert x.dtype == torch.float32
+    assert (x == 0).double().mean() < 1e-6
+    assert x.mean().abs() < 0.3
+    assert 0.7 < x.std() < 1.3
+    assert len(x.unique(dim=0)) == len(x)
