@@ -152,7 +152,7 @@ def _base_config(words: list[str]) -> TrainConfig:
 def _value_of(option: str, words: list[str]) -> str | None:
     """Return the value that tyro is going to find: the last one."""
     found = None
-    for word, following in zip(words, [*words[1:], None], strict=True):
+    for word, following in zip(words, [*words[1:], None], strict=False):
         if word == option:
             found = following
         elif word.startswith(f"{option}="):

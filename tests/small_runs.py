@@ -66,7 +66,7 @@ class Outcome(NamedTuple):
     err: str
 
 
-def manualbp(*words: object) -> Outcome:
+def call(*words: object) -> Outcome:
     """Run a command in this process."""
     out, err, threads = io.StringIO(), io.StringIO(), torch.get_num_threads()
     try:

@@ -98,16 +98,23 @@ class AutogradEngine:
             raise ValueError(" ".join(str(error).split())) from None
 
     def memory(self) -> dict[str, Any]:
-        """Return a copy of the optimiser's state and of the masks' generator."""
+        """Return a copy of the optimiser's state, with its name, and of the masks' generator."""
         state = self.optimizer.state_dict()["state"]
         copies = {
             index: {name: value.clone() for name, value in tensors.items() if value is not None}
             for index, tensors in state.items()
         }
-        return {"state": copies, "random": random_state({"masks": self.generator})}
+        return {
+            "optimizer": type(self.optimizer).__name__,
+            "state": copies,
+            "random": random_state({"masks": self.generator}),
+        }
 
     def load_memory(self, memory: Mapping[str, Any]) -> None:
         """Take such a copy back."""
+        here, there = type(self.optimizer).__name__, memory["optimizer"]
+        if here != there:
+            raise ValueError(f"the memory is that of torch's {there}, expected {here}")
         groups = self.optimizer.state_dict()["param_groups"]
         # torch would keep the very tensors of the memory, and change them with the next update.
         self.optimizer.load_state_dict(deepcopy({"state": memory["state"], "param_groups": groups}))

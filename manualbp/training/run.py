@@ -258,8 +258,9 @@ class Run:
         try:
             self.trainer.restore(last)
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else error
             raise UsageError(
-                f"checkpoint {self.directory.last} is of another model or run: {error}"
+                f"checkpoint {self.directory.last} is of another model or run: {what}"
             ) from error
         stopper = self.trainer.stopper
         if stopper.reason == "patience exhausted" and (

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from small_runs import Outcome, manualbp
+from small_runs import Outcome, call
 from torch import Tensor
 
 from manualbp.checks.agreement import Row
@@ -43,7 +43,7 @@ def rows(outcome: Outcome) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_default_model_agrees_on_real_data(dtype: str) -> None:
-    outcome = manualbp("compare", *CPU, "--dtype", dtype, "--json")
+    outcome = call("compare", *CPU, "--dtype", dtype, "--json")
     assert (outcome.code, outcome.err) == (0, "")
     found = rows(outcome)
     assert {row["tensor"]: row["shape"] for row in found} == {
@@ -68,7 +68,7 @@ def test_the_default_model_agrees_on_real_data(dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_all_layers_and_losses_agree(dtype: str) -> None:
-    outcome = manualbp("compare", *CPU, "--layer", "all", "--dtype", dtype, "--json")
+    outcome = call("compare", *CPU, "--layer", "all", "--dtype", dtype, "--json")
     found = rows(outcome)
     assert [row for row in found if row["verdict"] != "agree"] == []
     assert (outcome.code, outcome.err) == (0, "")
@@ -78,17 +78,17 @@ def test_all_layers_and_losses_agree(dtype: str) -> None:
 
 
 def test_one_layer_and_one_loss() -> None:
-    linear = rows(manualbp("compare", *CPU, "--layer", "Linear", "--json"))
+    linear = rows(call("compare", *CPU, "--layer", "Linear", "--json"))
     assert {row["layer"] for row in linear} == {"Linear"}
     assert {row["tensor"] for row in linear} == {"y", "dx", "dweight", "dbias"}
-    mse = rows(manualbp("compare", *CPU, "--layer", "MSELoss", "--json"))
+    mse = rows(call("compare", *CPU, "--layer", "MSELoss", "--json"))
     assert {row["layer"] for row in mse} == {"MSELoss"}
     assert {row["tensor"] for row in mse} == {"E", "dy"}
 
 
 def test_the_seed_draws_other_numbers() -> None:
     one, same, other = (
-        manualbp("compare", *CPU, "--layer", "Linear", "--seed", seed, "--json").out
+        call("compare", *CPU, "--layer", "Linear", "--seed", seed, "--json").out
         for seed in (1, 1, 2)
     )
     assert one == same != other
@@ -105,7 +105,7 @@ def test_the_seed_draws_other_numbers() -> None:
     ],
 )
 def test_a_layer_that_is_not_there(name: str, hint: str) -> None:
-    code, out, err = manualbp("compare", "--layer", name)
+    code, out, err = call("compare", "--layer", name)
     assert (code, out) == (2, "")
     assert err.startswith(f"manualbp: --layer {name}: there is no such layer or loss; {hint}")
     assert err.count("\n") == 1
@@ -127,8 +127,8 @@ def test_the_table_fits_80_columns_and_leaves_nothing_out(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.delenv("FORCE_COLOR", raising=False)
-    lines = tables(manualbp("compare", *CPU, *words))
-    found = rows(manualbp("compare", *CPU, *words, "--json"))
+    lines = tables(call("compare", *CPU, *words))
+    found = rows(call("compare", *CPU, *words, "--json"))
     table = [line for line in lines if line.endswith("  agree")]
     assert len(table) == len(found)
     for line, row in zip(table, found, strict=True):
@@ -148,7 +148,7 @@ def test_the_table_fits_80_columns_and_leaves_nothing_out(
 
 def test_a_narrow_terminal_cuts_nothing_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
-    assert manualbp("compare", *CPU).out.count("  agree\n") == 9
+    assert call("compare", *CPU).out.count("  agree\n") == 9
 
 
 def test_long_names_are_cut_before_the_verdict_is() -> None:
@@ -186,11 +186,11 @@ def wrong_bias(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_wrong_gradient_differs(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong_bias(monkeypatch)
-    outcome = manualbp("compare", *CPU, "--dtype", dtype, "--json")
+    outcome = call("compare", *CPU, "--dtype", dtype, "--json")
     assert outcome.code == 1
     differ = {row["tensor"] for row in rows(outcome) if row["verdict"] == "differ"}
     assert differ == {"d0.bias", "d2.bias", "d4.bias"}
-    lines = tables(manualbp("compare", *CPU, "--dtype", dtype))
+    lines = tables(call("compare", *CPU, "--dtype", dtype))
     assert lines[-1] == f"3 of 9 tensors differ in {dtype} on cpu."
     assert lines[-4:-1] == [f"mlp, digits: {name} differs" for name in sorted(differ)]
     assert sum(line.endswith("  differ") for line in lines) == 3
@@ -198,7 +198,7 @@ def test_a_wrong_gradient_differs(dtype: str, monkeypatch: pytest.MonkeyPatch) -
 
 def test_one_wrong_layer_among_all_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sigmoid, "backward", lambda self, params, saved, dy, grads: 1.001 * dy)
-    outcome = manualbp("compare", *CPU, "--layer", "all", "--json")
+    outcome = call("compare", *CPU, "--layer", "all", "--json")
     assert outcome.code == 1
     differ = {(row["layer"], row["tensor"]) for row in rows(outcome) if row["verdict"] == "differ"}
     assert ("Sigmoid", "dx") in differ
@@ -210,7 +210,7 @@ def test_a_number_that_json_does_not_know_is_null(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(
         MSELoss, "backward", lambda self, saved, dE=1.0: right(self, saved, dE) * float("nan")
     )
-    outcome = manualbp("compare", *CPU, "--layer", "MSELoss", "--json")
+    outcome = call("compare", *CPU, "--layer", "MSELoss", "--json")
     assert outcome.code == 1
     dy = [row for row in rows(outcome) if row["tensor"] == "dy"]
     assert {row["verdict"] for row in dy} == {"differ"}
@@ -219,6 +219,6 @@ def test_a_number_that_json_does_not_know_is_null(monkeypatch: pytest.MonkeyPatc
 
 def test_a_gradient_of_another_shape_differs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ReLU, "backward", lambda self, params, saved, dy, grads: dy.sum(-1))
-    outcome = manualbp("compare", *CPU, "--layer", "ReLU")
+    outcome = call("compare", *CPU, "--layer", "ReLU")
     assert outcome.code == 1
     assert re.search(r"^  dx .* inf +inf +inf .* differ$", outcome.out, re.MULTILINE)

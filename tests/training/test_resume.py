@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_runs import a_minute_ago, assert_same, manualbp, scalars
+from small_runs import a_minute_ago, assert_same, call, scalars
 
 from manualbp.cli import main
 from manualbp.training import checkpoint, run_directory
@@ -138,7 +138,7 @@ def killed(processes: ForkServerContext, moment: str, *words: object) -> None:
 
 def resumed(run: Path, *words: object) -> None:
     a_minute_ago(run)
-    assert manualbp("train", "--quiet", "--resume", run, *words) == (0, "", "")
+    assert call("train", "--quiet", "--resume", run, *words) == (0, "", "")
 
 
 Everything = tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]
@@ -169,7 +169,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Everythin
     def of(name: str) -> Everything:
         if name not in known:
             path = tmp_path_factory.mktemp("whole") / "run"
-            assert manualbp("train", *SETTINGS[name], "--run-dir", path).code == 0
+            assert call("train", *SETTINGS[name], "--run-dir", path).code == 0
             known[name] = everything(path)
         return known[name]
 
@@ -253,7 +253,7 @@ def test_killed_from_outside_at_several_moments(
     assert reached == sorted(reached)
     resumed(path, *NEVER)
     other = tmp_path / "whole"
-    assert manualbp("train", *LONG, "--max-epochs", epochs, "--run-dir", other).code == 0
+    assert call("train", *LONG, "--max-epochs", epochs, "--run-dir", other).code == 0
     assert_same_run(everything(path), everything(other))
 
 
@@ -285,5 +285,5 @@ def test_ctrl_c_and_a_polite_end(number: int, code: int, tmp_path: Path) -> None
     epochs = last["epoch"] + 3
     resumed(path, "--max-epochs", epochs)
     other = tmp_path / "whole"
-    assert manualbp("train", *LONG, "--max-epochs", epochs, "--run-dir", other).code == 0
+    assert call("train", *LONG, "--max-epochs", epochs, "--run-dir", other).code == 0
     assert_same_run(everything(path), everything(other))

@@ -20,9 +20,9 @@ from small_runs import (
     a_minute_ago,
     a_run,
     assert_same,
+    call,
     contents,
     events,
-    manualbp,
     scalars,
 )
 from torch import Tensor
@@ -70,7 +70,7 @@ def options(settings: dict[str, Any]) -> list[object]:
 
 
 def trained(path: Path, *more: object, **settings: Any) -> Finished:
-    outcome = manualbp("train", "--run-dir", path, *options(settings), *more)
+    outcome = call("train", "--run-dir", path, *options(settings), *more)
     return Finished(path, outcome, settings)
 
 
@@ -188,7 +188,7 @@ def test_names_of_directories_sort_and_tell_runs_apart(
     monkeypatch.chdir(tmp_path)
     common = ("--max-epochs", 1, "--data", "xor", "--json")
     results = [
-        json.loads(manualbp("train", *common, *more).out)
+        json.loads(call("train", *common, *more).out)
         for more in ((), ("--engine", "autograd"), ("--seed", 7, "--model", "maxout"))
     ]
     names = [Path(result["run_dir"]).name for result in results]
@@ -397,7 +397,7 @@ def test_a_signal_saves_tests_and_says_how_to_go_on(
     assert [step for step, _ in scalars(run.path / "val")["loss"]] == [1, 2, 3, 4, 5]
 
     a_minute_ago(run.path)
-    resumed = manualbp("train", "--quiet", "--resume", run.path)
+    resumed = call("train", "--quiet", "--resume", run.path)
     assert resumed == (0, "", "")
     assert_same({**run.last, "seconds": 0}, {**iris.last, "seconds": 0})
     for split in ("train", "val"):
@@ -433,7 +433,7 @@ def test_ctrl_c_before_the_first_epoch_is_over(
     assert (run.last["epoch"], run.last["position"]) == (0, 2)
     assert not (run.path / "best.pt").exists()
     a_minute_ago(run.path)
-    assert manualbp("train", "--quiet", "--resume", run.path) == (0, "", "")
+    assert call("train", "--quiet", "--resume", run.path) == (0, "", "")
     assert_same({**run.last, "seconds": 0}, {**iris.last, "seconds": 0})
     for split in ("train", "val"):
         assert scalars(run.path / split) == scalars(iris.path / split)
@@ -445,7 +445,7 @@ def test_ctrl_c_before_the_first_epoch_is_over(
 def test_a_run_can_be_given_more_epochs(iris: Finished, tmp_path: Path) -> None:
     run = trained(tmp_path / "run", "--quiet", **{**IRIS, "max_epochs": 7})
     a_minute_ago(run.path)
-    assert manualbp("train", "--quiet", "--resume", run.path, "--max-epochs", 12).code == 0
+    assert call("train", "--quiet", "--resume", run.path, "--max-epochs", 12).code == 0
     assert_same({**run.last, "seconds": 0}, {**iris.last, "seconds": 0})
     assert {**run.result, **iris.result} == iris.result
     for split in ("train", "val"):
@@ -459,11 +459,11 @@ def test_a_run_can_be_given_more_patience(iris: Finished, tmp_path: Path) -> Non
     ended = run.result["epochs"]
     assert ended == run.result["best_epoch"] + 2 < 12
     a_minute_ago(run.path)
-    assert manualbp("train", "--quiet", "--resume", run.path).code == 0  # nothing left to do
+    assert call("train", "--quiet", "--resume", run.path).code == 0  # nothing left to do
     assert run.result["epochs"] == ended
     assert run.result["stopped_reason"] == "patience exhausted"
     a_minute_ago(run.path)
-    assert manualbp("train", "--quiet", "--resume", run.path, "--patience", "None").code == 0
+    assert call("train", "--quiet", "--resume", run.path, "--patience", "None").code == 0
     assert_same({**run.last, "seconds": 0}, {**iris.last, "seconds": 0})
 
 
@@ -489,7 +489,7 @@ def test_a_resumed_run_keeps_its_settings(
     before = contents(iris.path)
     option, value = words
     value = iris.path / "config.json" if value == "CONFIG" else value
-    code, out, err = manualbp("train", "--resume", iris.path, option, value)
+    code, out, err = call("train", "--resume", iris.path, option, value)
     assert (code, out) == (2, "")
     assert re.fullmatch(rf"manualbp: {option} .*\n", err)
     assert contents(iris.path) == before
@@ -498,7 +498,7 @@ def test_a_resumed_run_keeps_its_settings(
 def test_the_epochs_of_a_cosine_cannot_change(tmp_path: Path) -> None:
     settings = {**IRIS, "max_epochs": 2, "schedule": "cosine"}
     run = trained(tmp_path / "run", "--quiet", **settings)
-    code, out, err = manualbp("train", "--resume", run.path, "--max-epochs", 3)
+    code, out, err = call("train", "--resume", run.path, "--max-epochs", 3)
     assert (code, out) == (2, "")
     assert err.startswith("manualbp: --max-epochs 3: the run to resume has 2; ")
 
@@ -521,7 +521,7 @@ def test_a_loss_that_turns_nan_stops_the_run(engine: str, tmp_path: Path) -> Non
     assert "NaN" not in (run.path / "result.json").read_text()
     assert all(weight.isfinite().all() for weight in run.last["weights"].values())
     a_minute_ago(run.path)
-    assert manualbp("train", "--resume", run.path) == run.outcome
+    assert call("train", "--resume", run.path) == run.outcome
 
 
 def spoiled_from_epoch_7_on(monkeypatch: pytest.MonkeyPatch) -> None:
