@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import Reports, a_trainer, assert_same, fitted
+from small_runs import Reports, a_run, a_trainer, assert_same, fitted
 from torch import Tensor
 
 from manualbp.training.loop import EpochReport, NotFinite, Trainer, copy
@@ -98,6 +98,7 @@ def test_accumulating_k_batches_is_one_batch_k_times_as_large(
 ) -> None:
     rest = {**SMALL, "engine": engine, "max_epochs": 3, **settings}
     k, size = rest.pop("k"), rest.pop("batch_size")
+    assert a_run(batch_size=size, accumulate=k, **rest).step.micro_batch == size
     parts, ours = fitted(batch_size=size, accumulate=k, **rest)
     whole, expected = fitted(batch_size=k * size, **rest)
     for a, b in zip(ours, expected, strict=True):
