@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import events, manualbp
+from small_runs import call, events
 from torch import Tensor
 
+from manualbp.checks.bench import BenchConfig, bench
 from manualbp.checks.bench.measure import Quartiles, Result, proof_batches, prove, time_rounds
 from manualbp.checks.bench.memory import peak_bytes, saved_by_autograd, saved_by_hand
 from manualbp.checks.bench.variants import (
@@ -43,8 +44,7 @@ def nothing(_: str) -> None:
 
 
 def test_json_has_everything_and_nothing_else_is_printed() -> None:
-    threads = torch.get_num_threads()
-    done = manualbp("bench", "--workload", "W1", "--threads", 1, "--json", *QUICK)
+    done = call("bench", "--workload", "W1", "--threads", 1, "--json", *QUICK)
     assert done.code == 0, done.err
     (result,) = json.loads(done.out)
     times = result["microseconds_per_step"]
@@ -69,11 +69,21 @@ def test_json_has_everything_and_nothing_else_is_printed() -> None:
     assert (result["workload"], result["threads"], result["rounds"]) == ("W1", 1, 2)
     assert (result["dtype"], result["device"]) == ("float32", "cpu")
     assert done.err == ""
-    assert torch.get_num_threads() == threads
+
+
+def test_the_number_of_threads_is_put_back() -> None:
+    before = torch.get_num_threads()
+    options = {"workload": ("W1",), "repeats": 1, "compile": False, "quiet": True}
+    try:
+        (result,) = bench(BenchConfig(threads=before + 1, **options))
+    finally:
+        torch.set_flush_denormal(False)
+    assert result.threads == before + 1
+    assert torch.get_num_threads() == before
 
 
 def test_tables_of_an_own_network_fit_80_columns() -> None:
-    done = manualbp(
+    done = call(
         *("bench", "--data", "breast_cancer", "--hidden", 8, "--batch-size", 16),
         *("--optimizer", "adam", "--dtype", "float64", *QUICK),
     )
@@ -87,13 +97,13 @@ def test_tables_of_an_own_network_fit_80_columns() -> None:
 
 
 def test_quiet_prints_nothing() -> None:
-    done = manualbp("bench", "--workload", "W1", "--quiet", *QUICK)
+    done = call("bench", "--workload", "W1", "--quiet", *QUICK)
     assert (done.code, done.out, done.err) == (0, "", "")
 
 
 def test_chart_and_event_file(tmp_path: Path) -> None:
     directory = tmp_path / "new" / "charts"
-    assert manualbp("bench", "--workload", "W1", "--save", directory, *QUICK).code == 0
+    assert call("bench", "--workload", "W1", "--save", directory, *QUICK).code == 0
     png = (directory / "bench.png").read_bytes()
     assert png.startswith(b"\x89PNG")
     (image,) = events(directory).Images("bench/microseconds_per_step")
@@ -117,7 +127,7 @@ def test_bad_input_is_one_line_and_nothing_is_measured(
     options: list[Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("manualbp.checks.bench.measure_workload", None)
-    done = manualbp("bench", *options)
+    done = call("bench", *options)
     assert done.code == 2
     assert message in done.err
     assert len(done.err.splitlines()) == 1
@@ -129,7 +139,7 @@ def test_a_directory_that_cannot_be_made_is_told_before_measuring(
 ) -> None:
     monkeypatch.setattr("manualbp.checks.bench.measure_workload", None)
     (tmp_path / "file").touch()
-    done = manualbp("bench", "--workload", "W1", "--save", tmp_path / "file")
+    done = call("bench", "--workload", "W1", "--save", tmp_path / "file")
     assert done.code == 2
     assert f"--save {tmp_path / 'file'}: cannot be made" in done.err
 
@@ -144,7 +154,7 @@ def test_a_planted_bug_stops_the_command(tmp_path: Path, monkeypatch: pytest.Mon
         right(self, params, saved, dy * (1 + 1e-7), grads)
 
     monkeypatch.setattr(Linear, "backward_parameters", wrong)
-    done = manualbp("bench", "--workload", "W1", "--save", tmp_path, "--json", *QUICK)
+    done = call("bench", "--workload", "W1", "--save", tmp_path, "--json", *QUICK)
     assert done.code == 1
     assert "W1 is not timed: manual differs from autograd_default at step 1 in gradient" in done.err
     assert len(done.err.splitlines()) == 1
@@ -219,7 +229,7 @@ def test_compiled_variants_are_proved_and_timed(monkeypatch: pytest.MonkeyPatch)
         return function
 
     monkeypatch.setattr(torch, "compile", uncompiled)
-    done = manualbp("bench", "--workload", "W1", "--repeats", 1, "--json")
+    done = call("bench", "--workload", "W1", "--repeats", 1, "--json")
     assert done.code == 0, done.err
     (result,) = json.loads(done.out)
     assert result["unavailable"] == {}
@@ -237,7 +247,7 @@ def test_where_compiling_fails_the_reason_is_told(monkeypatch: pytest.MonkeyPatc
         return compiled
 
     monkeypatch.setattr(torch, "compile", failing)
-    done = manualbp("bench", "--workload", "W1", "--repeats", 1)
+    done = call("bench", "--workload", "W1", "--repeats", 1)
     assert done.code == 0, done.err
     said = " ".join(done.out.split())
     assert (
@@ -248,7 +258,7 @@ def test_where_compiling_fails_the_reason_is_told(monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_update_rule_without_a_fused_form_is_told_as_such() -> None:
-    done = manualbp("bench", "--data", "iris", "--optimizer", "rmsprop", "--json", *QUICK)
+    done = call("bench", "--data", "iris", "--optimizer", "rmsprop", "--json", *QUICK)
     assert done.code == 0, done.err
     (result,) = json.loads(done.out)
     assert "fused" in result["unavailable"]["autograd_fused"]
