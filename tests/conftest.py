@@ -1,5 +1,6 @@
 """Shapes and types are checked while tests run; every device takes part."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,11 @@ def modules_with_shapes() -> list[str]:
     with_shapes = [path for path in sources if "jaxtyping" in path.read_text(encoding="utf-8")]
     return [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in with_shapes]
 
+
+# One process of tests for each core is enough: with threads of their own they would wait for each
+# other. The variable is for the programs that tests start.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # Before any test imports what it tests.
 install_import_hook(modules_with_shapes(), "typechecker.check")
