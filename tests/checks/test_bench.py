@@ -24,12 +24,21 @@ from manualbp.checks.bench.variants import (
 )
 from manualbp.checks.bench.workloads import WORKLOADS, Batch, Problem
 from manualbp.errors import CheckFailed
-from manualbp.layers import Linear
+from manualbp.layers import EVALUATION, Linear, Mode
+from manualbp.layers.base import SavedInput
+from manualbp.losses import HalfSquaredError
+from manualbp.optimizers import SGD
 from manualbp.training.engine import ManualEngine
+from manualbp.training.step import TrainingStep
 
 CPU = torch.device("cpu")
 QUICK = ("--no-compile", "--repeats", 2)
 EAGER = {"autograd_default", "autograd_foreach", "autograd_fused", "manual", "manual_eager"}
+
+
+@pytest.fixture(autouse=True)
+def short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("manualbp.checks.bench.measure.ROUND_SECONDS", 1e-3)
 
 
 def small_problem(name: str = "W1", dtype: torch.dtype = torch.float64) -> Problem:
@@ -199,9 +208,11 @@ def test_rounding_is_no_difference() -> None:
     where = (problem, 1, "gradient", "0.bias")
     variants: dict[str, Variant] = {"a": Autograd(problem), "b": Altered(*where, factor=1 + 1e-13)}
     prove("W1", variants, proof_batches(problem), {}, nothing)
-    # A gradient that cancels out is rounding of the others: zero, or anything so small.
-    variants = {"a": Altered(*where, factor=0), "b": Altered(*where, factor=0, plus=1e-18)}
-    prove("W1", variants, proof_batches(problem), {}, nothing)
+    # A gradient that cancels out is rounding of the others: anything so small, or zero.
+    for plus in (2e-18, 0):
+        vanished = Altered(*where, factor=0, plus=plus)
+        variants = {"a": vanished, "b": Altered(*where, factor=0, plus=1e-18)}
+        prove("W1", variants, proof_batches(problem), {}, nothing)
 
 
 def test_the_proof_has_changing_batches_and_a_smaller_one_before_the_last() -> None:
@@ -359,12 +370,31 @@ def test_peak_is_what_is_alive_at_the_worst_moment() -> None:
 
     assert peak_bytes(Allocating, problem) == 16 + 4 * (1000 + 100 + 90)
 
+    class Still(Allocating):
+        def run(self, batches: Iterable[Batch], count: int) -> None:
+            self.kept.add_(1)
+
+    assert peak_bytes(Still, problem) == 16 + 4 * 1000
+
 
 def test_saved_bytes_of_a_network_worked_out_by_hand() -> None:
     # x, both sigmoids' outputs, and the error or, for autograd, the target: 2 numbers each.
     problem = small_problem(dtype=torch.float32)
     assert saved_by_hand(problem) == 4 * 2 * 4
     assert saved_by_autograd(problem) == 4 * 2 * 4
+
+
+def test_parameters_are_not_among_the_saved_bytes() -> None:
+    class SavesItsWeight(Linear):
+        def forward(self, params: Any, x: Any, *, mode: Mode = EVALUATION) -> Any:
+            y, _ = super().forward(params, x, mode=mode)
+            return y, SavedInput(params.weight)
+
+    layer = SavesItsWeight(2, 2)
+    start = layer.parameters(torch.Generator().manual_seed(0))
+    step = TrainingStep(layer, HalfSquaredError(), SGD())
+    problem = Problem(step, start, [(torch.ones(1, 2), torch.zeros(1, 2))])
+    assert saved_by_hand(problem) == 2 * 4  # the error
 
 
 def test_peak_of_a_step_worked_out_by_hand() -> None:
