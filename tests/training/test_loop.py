@@ -244,7 +244,9 @@ def test_min_delta_counts_small_improvements_as_none() -> None:
 
 @pytest.mark.parametrize("engine", ["manual", "autograd", "lockstep"])
 def test_it_goes_on_from_a_snapshot_in_the_middle_of_an_epoch(engine: str) -> None:
-    settings = {**SMALL, "engine": engine, "optimizer": "adam", "dropout": 0.2, "max_epochs": 4}
+    # With this seed and rate the second epoch is the best.
+    unsteady = {"seed": 9, "lr": 0.5, "optimizer": "adam", "dropout": 0.2, "max_epochs": 4}
+    settings = {**SMALL, **unsteady, "engine": engine}
     saved: list[io.BytesIO] = []
 
     class Saver(Reports):
