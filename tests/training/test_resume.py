@@ -21,6 +21,7 @@ from manualbp.training.logs import RunLogs
 from manualbp.training.loop import Trainer
 
 ROOT = Path(__file__).parents[2]
+PATIENCE = 120  # seconds
 
 COMMON = ("--data", "iris", "--device", "cpu", "--hidden", 6, "--patience", "None", "--quiet")
 SHORT = (*COMMON, "--max-epochs", 6)
@@ -134,7 +135,7 @@ def start(
 def killed(processes: ForkServerContext, moment: str, *words: object) -> None:
     """Run a command that gets killed."""
     process = start(processes, "train", *words, moment=moment)
-    process.join(60)
+    process.join(PATIENCE)
     assert process.exitcode == -signal.SIGKILL
 
 
@@ -234,7 +235,7 @@ LONG = (*COMMON, "--batch-size", 8, "--optimizer", "adam", "--dropout", 0.2)
 def test_killed_from_outside_at_several_moments(
     tmp_path: Path, processes: ForkServerContext
 ) -> None:
-    path, epochs = tmp_path / "run", 200
+    path, epochs = tmp_path / "run", 150
     words = ("train", *LONG, "--max-epochs", epochs, *EVERY_EPOCH)
     command = [sys.executable, "-m", "manualbp", *map(str, words), "--run-dir", str(path)]
     with subprocess.Popen(command, cwd=ROOT) as process:
@@ -260,22 +261,21 @@ def test_killed_from_outside_at_several_moments(
 
 
 def wait_for(path: Path) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE
     while not path.exists():
         assert time.monotonic() < end
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_ctrl_c_and_a_polite_end(number: int, code: int, tmp_path: Path) -> None:
+def test_ctrl_c(tmp_path: Path) -> None:
     path = tmp_path / "run"
     words = ("train", *LONG, "--max-epochs", 10**6, *EVERY_EPOCH, "--run-dir", path)
     command = [sys.executable, "-m", "manualbp", *map(str, words)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as process:
         wait_for(path / "last.pt")
-        process.send_signal(number)
-        out, err = process.communicate(timeout=60)
-    assert process.returncode == code
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130
     assert out == ""
     assert err == f"manualbp: interrupted; go on with: manualbp train --resume {path}\n"
     last = checkpoint.load(path / "last.pt")

@@ -128,8 +128,9 @@ def measure_workload(
     with _threads(threads):
         out = dict(unavailable)
         exact = workload.problem(torch.float64, device)
-        variants = _build(exact, out)
-        prove(workload.name, variants, proof_batches(exact), out, progress)
+        with _default_dtype(torch.float64):
+            variants = _build(exact, out)
+            prove(workload.name, variants, proof_batches(exact), out, progress)
 
         torch.compiler.reset()  # else the programs for float64 are asked first at every step
         problem = workload.problem(dtype, device)
@@ -324,6 +325,17 @@ def _threads(number: int) -> Generator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Generator[None]:
+    """Set the type in which torch.optim counts steps; compiled, Adam computes with it further."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @contextmanager
