@@ -34,21 +34,23 @@ def initialize_weight(
     zeros   W = 0: every unit of a layer then learns the same; shown, not recommended.
     """
     fan_out, fan_in = weight.shape[-2:]
+    drawn = weight.new_empty(weight.shape)  # row by row, whatever the order in the flat tensor
     if initializer == "torch":
         # kaiming_uniform_(a=√5) in torch.nn; written as there, because 1/√I rounds differently.
         gain = sqrt(2.0 / (1 + sqrt(5) ** 2))
         bound = sqrt(3.0) * (gain / sqrt(max(fan_in, 1)))
-        weight.uniform_(-bound, bound, generator=generator)
+        drawn.uniform_(-bound, bound, generator=generator)
     elif initializer == "xavier":
         std = sqrt(2.0 / float(fan_in + fan_out))
         bound = sqrt(3.0) * std
-        weight.uniform_(-bound, bound, generator=generator)
+        drawn.uniform_(-bound, bound, generator=generator)
     elif initializer == "he":
-        weight.normal_(0.0, sqrt(2.0) / sqrt(fan_in), generator=generator)
+        drawn.normal_(0.0, sqrt(2.0) / sqrt(fan_in), generator=generator)
     elif initializer == "small":
-        weight.normal_(0.0, SMALL, generator=generator)
+        drawn.normal_(0.0, SMALL, generator=generator)
     else:
-        weight.zero_()
+        drawn.zero_()
+    weight.copy_(drawn)
 
 
 def initialize_bias(

@@ -68,7 +68,7 @@ class HalfSquaredError(Loss[SavedError]):
 
     def backward(self, saved: SavedError, dE: Tensor | float = 1.0) -> Tensor:
         # E = ½ Σ e²
-        return saved.error * (dE * self._scale(saved.error))
+        return scaled(saved.error, dE * self._scale(saved.error))
 
     def _scale(self, error: Tensor) -> float:
         return 1.0 if self.reduction == "sum" else one_over(error.numel())
@@ -93,7 +93,7 @@ class MSELoss(Loss[SavedError]):
 
     def backward(self, saved: SavedError, dE: Tensor | float = 1.0) -> Tensor:
         # E = 1/M Σ e²
-        return saved.error * (dE * 2 * self._scale(saved.error))
+        return scaled(saved.error, dE * 2 * self._scale(saved.error))
 
     def _scale(self, error: Tensor) -> float:
         return 1.0 if self.reduction == "sum" else one_over(error.numel())
@@ -128,17 +128,18 @@ class BCEWithLogitsLoss(Loss[SavedLogits]):
 
     def backward(self, saved: SavedLogits, dE: Tensor | float = 1.0) -> Tensor:
         x, t = saved
-        return (x.sigmoid() - t) * (dE * self._scale(x))
+        return scaled(x.sigmoid() - t, dE * self._scale(x))
 
     def _scale(self, x: Tensor) -> float:
         return 1.0 if self.reduction == "sum" else one_over(x.numel())
 
 
 class SavedCrossEntropy(NamedTuple):
-    """What the cross-entropy keeps; p and q in the shape of the logits."""
+    """What the cross-entropy keeps; p in the shape of the logits."""
 
     p: Tensor  # posterior probabilities, softmax(x)
-    q: Tensor  # what the log-probabilities are weighted with in E
+    q: Tensor  # what the log-probabilities are weighted with in E: of all classes, or of `labels`
+    labels: Tensor | None  # the class of each example, where q is 0 for all others
     mass: Tensor | None  # Σ_k q[n,k], with 1 for the axis of classes; None where it is 1 throughout
     total: Tensor | float  # M, what the sum is divided by
 
@@ -179,51 +180,52 @@ class CrossEntropyLoss(Loss[SavedCrossEntropy]):
         exps = x.exp()
         sums = exps.sum(axis, keepdim=True)
         log_p = x - sums.log()  # not log(p), which is -inf where p is too small for a number
-        q, mass, total = self._q(y, target, axis)
-        return -(q * log_p).sum() / total, SavedCrossEntropy(exps / sums, q, mass, total)
+        q, labels, mass, total = self._q(y, target, axis)
+        weighted = log_p if labels is None else log_p.gather(axis, labels)
+        return -(q * weighted).sum() / total, SavedCrossEntropy(exps / sums, q, labels, mass, total)
 
     def backward(self, saved: SavedCrossEntropy, dE: Tensor | float = 1.0) -> Tensor:
-        p, q, mass, total = saved
+        p, q, labels, mass, total = saved
         # E = -1/M Σ_n Σ_k q[n,k] log p[n,k]
         scale = dE / total
         if isinstance(total, Tensor):
             # Where every example is ignored E is 0/0, yet no output has a part in it, as in torch.
             scale = torch.where(total == 0, 0.0, scale)
-        return ((p if mass is None else p * mass) - q) * scale
+        p = p if mass is None else p * mass
+        return scaled(p - q if labels is None else p.scatter_add(class_axis(p), labels, -q), scale)
 
     def _q(
         self, y: Tensor, target: Tensor, axis: int
-    ) -> tuple[Tensor, Tensor | None, Tensor | float]:
-        """Return q, Σ_k q and M; of y only shape and dtype matter."""
-        classes = y.shape[axis]
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | float]:
+        """Return q, its classes, Σ_k q and M as they are kept; of y only shape and dtype matter."""
+        classes, smoothing = y.shape[axis], self.label_smoothing
         examples = y.numel() // classes
         total: Tensor | float = float(examples) if examples else nan
+        w = None
+        if self.weight is not None:
+            w = self.weight.reshape(-1, *(1 for _ in y.shape[axis + 1 :])).expand(y.shape)
+        # With class indices, unless some are ignored or weighted, Σ_k q is 1 and M a plain number.
+        plain = not target.is_floating_point() and self.ignore_index is None and w is None
         valid: Tensor | float = 1.0
         if target.is_floating_point():
             t = same_shape(y, target)
         else:
             index = target.unsqueeze(axis)
             same_shape(y.select(axis, 0), target)
-            if self.ignore_index is None:
-                t = torch.zeros_like(y).scatter_(axis, index, 1.0)  # one-hot
-            else:
+            valid = y.new_ones(index.shape)
+            if self.ignore_index is not None:
                 valid = (index != self.ignore_index).to(y.dtype)
                 index = torch.where(index == self.ignore_index, 0, index)
-                t = torch.zeros_like(y).scatter_(axis, index, valid)  # 0 where ignored
-                total = valid.sum()
-        q = t
-        if self.label_smoothing:
-            q = (1 - self.label_smoothing) * t + self.label_smoothing / classes * valid
-        if self.weight is not None:
-            w = self.weight.reshape(-1, *(1 for _ in y.shape[axis + 1 :]))
-            q = q * w
-            if not target.is_floating_point():
-                total = (t * w).sum()
-        one_hot = (
-            not target.is_floating_point() and self.ignore_index is None and self.weight is None
-        )
-        mass = None if one_hot else q.sum(axis, keepdim=True)
-        return q, mass, 1.0 if self.reduction == "sum" else total
+            of_class = valid if w is None else valid * w.gather(axis, index)
+            total = total if plain else of_class.sum()
+            if not smoothing:
+                total = 1.0 if self.reduction == "sum" else total
+                return of_class, index, None if plain else of_class, total
+            t = torch.zeros_like(y).scatter_(axis, index, valid)
+        q = (1 - smoothing) * t + smoothing / classes * valid if smoothing else t
+        q = q if w is None else q * w
+        mass = None if plain else q.sum(axis, keepdim=True)
+        return q, None, mass, 1.0 if self.reduction == "sum" else total
 
 
 @dataclass(frozen=True)
@@ -271,6 +273,11 @@ def same_shape(y: Tensor, target: Tensor) -> Tensor:
     if target.shape != y.shape:
         raise ValueError(f"the target has shape {tuple(target.shape)}, expected {tuple(y.shape)}")
     return target
+
+
+def scaled(gradient: Tensor, factor: Tensor | float) -> Tensor:
+    """Return factor · gradient: the gradient itself for 1, as for a sum, which saves a pass."""
+    return gradient if isinstance(factor, float) and factor == 1.0 else gradient * factor
 
 
 def one_over(count: int) -> float:

@@ -20,7 +20,10 @@ Shapes = Mapping[str, Shape | Mapping[str, Any]]
 
 ALIGNMENT = 16
 """Each parameter starts at a multiple of 16 numbers (64 bytes in float32): a cache line, and what
-vector loads and tensor cores ask for. The gaps hold zeros, whose gradient and update are zero."""
+vector loads and tensor cores ask for. The gaps hold zeros, whose gradient and update are zero.
+
+A matrix (O, I) lies there column by column, as (I, O): a forward pass multiplies by W.T, and small
+products run up to twice as fast over rows that lie in one piece. To everyone else it is (O, I)."""
 
 
 class Views:
@@ -83,7 +86,8 @@ class Parameters:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return copies of all parameters under torch.nn's names, for `Module.load_state_dict`."""
-        return {name: tensor.clone() for name, tensor in self.named().items()}
+        contiguous = torch.contiguous_format
+        return {name: w.clone(memory_format=contiguous) for name, w in self.named().items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Copy the values in, from `Module.state_dict()` as well.
@@ -122,6 +126,10 @@ def _views(shapes: Shapes, flat: Tensor, start: int) -> tuple[Views, int]:
         if isinstance(shape, Mapping):
             parts[name], start = _views(shape, flat, start)
         else:
-            tensors[name] = flat.narrow(0, start, prod(shape)).view(shape)
+            numbers = flat.narrow(0, start, prod(shape))
+            if len(shape) > 1:
+                tensors[name] = numbers.view(*shape[:-2], shape[-1], shape[-2]).mT
+            else:
+                tensors[name] = numbers.view(shape)
             start += -(-prod(shape) // ALIGNMENT) * ALIGNMENT
     return Views(tensors, parts), start

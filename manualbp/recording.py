@@ -49,10 +49,20 @@ class Captured:
         self.step = step
         self.recordings: dict[tuple[Any, ...], Recording] = {}
 
-    @torch.inference_mode()
     def __call__(self, *arguments: Tensor) -> Tensor:
-        """Do what `step` does."""
-        key = tuple([(a.shape, a.dtype, a.device) for a in arguments])
+        """Do what `step` does.
+
+        It runs in inference mode. To enter that costs as much as a few operations: a loop over
+        small steps enters it once, outside.
+        """
+        if torch.is_inference_mode_enabled():
+            return self._run(arguments)
+        with torch.inference_mode():
+            return self._run(arguments)
+
+    def _run(self, arguments: Sequence[Tensor]) -> Tensor:
+        # get_device() is a number, many times cheaper to look up than .device.
+        key = tuple([(a.shape, a.dtype, a.get_device()) for a in arguments])
         recording = self.recordings.get(key)
         if recording is None:
             if len(self.recordings) == MOST_SHAPES:
@@ -195,14 +205,16 @@ def _plan(calls: list[Call], arguments: list[Tensor], result: Tensor) -> Recordi
     last_use = {_memory(t): i for i, c in enumerate(kept) for t in [*c.inputs, *c.outputs]}
     last_use[_memory(result)] = len(kept)
     changed = {_memory(tensor) for call in kept for tensor in call.changed}
+    constants: set[int] = set()
     buffers = Buffers()
     program: list[Callable[[], Any]] = []
     for i, call in enumerate(kept):
         made = [t for t in call.outputs if _memory(t) not in {_memory(x) for x in call.inputs}]
         dying = [t for t in call.inputs if last_use[_memory(t)] == i]
         factory = FACTORIES.get(_name(call.op))
-        if made and factory and not changed & {_memory(t) for t in made}:
-            continue  # a constant: the tensor of the recording serves for ever
+        if _always_the_same(call, constants) and not changed & {_memory(t) for t in made}:
+            constants |= {_memory(t) for t in made}
+            continue  # the tensor of the recording serves for ever
         args, kwargs = tree_map(buffers.mapped, (call.args, call.kwargs))
         for out in made:
             successor = _overwritable(call, out, dying)
@@ -242,6 +254,13 @@ def _needed(calls: list[Call], result: Tensor) -> list[Call]:
             kept.append(call)
             needed |= {_memory(tensor) for tensor in call.inputs}
     return kept[::-1]
+
+
+def _always_the_same(call: Call, constants: set[int]) -> bool:
+    """Return whether the results depend on no argument, no parameter and no chance."""
+    if call.changed or torch.Tag.nondeterministic_seeded in call.op.tags:
+        return False
+    return _name(call.op) in FACTORIES or {_memory(t) for t in call.inputs} <= constants
 
 
 def _overwritable(call: Call, out: Tensor, dying: Iterable[Tensor]) -> Tensor | None:

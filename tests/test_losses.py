@@ -160,7 +160,7 @@ def test_penalty_is_over_the_weights_and_not_the_biases(model, norm, device):
     penalty = Penalty(0.1, norm)
     params = model.parameters(torch.Generator().manual_seed(1), dtype=torch.float64, device=device)
     for weight in params.named().values():
-        weight.view(-1)[0] = 0  # where |w| has its kink
+        weight[(0,) * weight.ndim] = 0  # where |w| has its kink
     grads = params.zeros_like()
     grads.flat.fill_(2.0)
     penalty.backward(params, grads)

@@ -32,6 +32,7 @@ ALLOWED_OPERATIONS: Mapping[str, frozenset[str]] = {
         {
             "_unsafe_view",
             "expand",
+            "gather",
             "permute",
             "scatter_",
             "select",
@@ -69,7 +70,9 @@ ALLOWED_OPERATIONS: Mapping[str, frozenset[str]] = {
     "functions of one number with a textbook derivative": frozenset(
         {"erf", "exp", "expm1", "log", "log1p", "sigmoid", "sqrt", "tanh"}
     ),
-    "sums, running sums and the largest of several numbers": frozenset({"amax", "cumsum", "sum"}),
+    "sums, running sums and the largest of several numbers": frozenset(
+        {"amax", "cumsum", "scatter_add", "sum"}
+    ),
     "products of matrices and vectors": frozenset(
         {"addmm", "addmm_", "addmv_", "bmm", "dot", "mm"}
     ),

@@ -1,15 +1,18 @@
 """Derivatives from differences of values: the third opinion, which knows no chain rule.
 
-`f` computes y from the numbers in `v`, a contiguous float64 tensor; for another one ValueError is
-raised. Every number of v in turn is moved by a small step ε max(1, |v[j]|) and put back.
+`f` computes y from the numbers in `v`, a float64 tensor; for another one ValueError is raised.
+Every number of v in turn is moved by a small step ε max(1, |v[j]|) and put back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import product
 
 import torch
 from torch import Tensor
+
+Index = tuple[int, ...]
 
 
 def central_differences(
@@ -23,7 +26,7 @@ def central_differences(
     for j, step in _steps(v, eps):
         # y is subtracted before it is summed, so that what does not depend on v[j] drops out.
         difference = _moved(f, v, j, step) - _moved(f, v, j, -step)
-        dv.view(-1)[j] = (dy * difference).sum() / (2 * step)
+        dv[j] = (dy * difference).sum() / (2 * step)
     return dv
 
 
@@ -40,23 +43,23 @@ def one_sided_differences(
     for j, step in _steps(v, eps):
         left = dy * (y - _moved(f, v, j, -step)) / step
         right = dy * (_moved(f, v, j, step) - y) / step
-        low.view(-1)[j] = torch.minimum(left, right).sum()
-        high.view(-1)[j] = torch.maximum(left, right).sum()
+        low[j] = torch.minimum(left, right).sum()
+        high[j] = torch.maximum(left, right).sum()
     return low, high
 
 
-def _steps(v: Tensor, eps: float) -> Iterator[tuple[int, float]]:
+def _steps(v: Tensor, eps: float) -> Iterator[tuple[Index, float]]:
     """Yield the index of every number of v with its step."""
-    if v.dtype != torch.float64 or not v.is_contiguous():
-        raise ValueError(f"differences need a contiguous float64 tensor, got {v.dtype}")
-    for j in range(v.numel()):
-        yield j, eps * max(1.0, v.view(-1)[j].abs().item())
+    if v.dtype != torch.float64:
+        raise ValueError(f"differences need a float64 tensor, got {v.dtype}")
+    for j in product(*map(range, v.shape)):
+        yield j, eps * max(1.0, v[j].abs().item())
 
 
-def _moved(f: Callable[[], Tensor], v: Tensor, j: int, step: float) -> Tensor:
+def _moved(f: Callable[[], Tensor], v: Tensor, j: Index, step: float) -> Tensor:
     """Return y with v[j] + step in the place of v[j]."""
-    kept = v.view(-1)[j].clone()
-    v.view(-1)[j] += step
+    kept = v[j].clone()
+    v[j] += step
     y = f().clone()  # which may be v itself
-    v.view(-1)[j] = kept
+    v[j] = kept
     return y

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from typing import Any
 
@@ -40,6 +41,10 @@ class AutogradEngine:
     def plan(self, rates: Sequence[float]) -> None:
         """Set the learning rates of the coming updates."""
         self._rates = iter(rates)
+
+    def context(self) -> AbstractContextManager[object]:
+        """Return a context in which autograd can work."""
+        return torch.enable_grad()
 
     def step(self, x: Tensor, target: Tensor) -> Tensor:
         """Make one update; return the outputs before it."""
@@ -144,6 +149,10 @@ class LockstepEngine:
         self.manual.plan(rates)
         self.autograd.plan(rates)
 
+    def context(self) -> AbstractContextManager[object]:
+        """Return a context in which autograd can work; by hand, each update enters its own."""
+        return self.autograd.context()
+
     def step(self, x: Tensor, target: Tensor) -> Tensor:
         """Make the same update on both sides; return the hand-written outputs before it."""
         self.autograd.load_weights(self.manual.weights())
@@ -208,7 +217,7 @@ class LockstepEngine:
 
 
 LIMITS = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.5}
-"""How far the two sides may drift apart over a run, by rounding alone."""
+"""How far the two sides may lie apart after an update from the same parameters, by rounding."""
 
 
 def build_engine(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, cast
 
 import torch
@@ -21,6 +22,10 @@ class Engine(Protocol):
 
     def plan(self, rates: Sequence[float]) -> None:
         """Set the learning rates of the coming updates."""
+        ...
+
+    def context(self) -> AbstractContextManager[object]:
+        """Return what updates run in; to enter it once for many saves time."""
         ...
 
     def step(self, x: Tensor, target: Tensor) -> Tensor:
@@ -75,6 +80,7 @@ class ManualEngine:
         separate_gradients: bool = False,
     ) -> None:
         self.training_step = step
+        self.compiled = compiled
         self.params = params
         self.state = step.optimizer.init(params.flat)
         shared = step.optimizer.accumulator(self.state)
@@ -88,9 +94,21 @@ class ManualEngine:
         self._before: tuple[Tensor, Tensor] | None = None
         self._table: list[tuple[float, ...]] = []
         self._rows: Sequence[Tensor] = ()
-        self._coefficients: Iterator[Tensor] = iter(())
-        self._update = _execution(self._plain_update, recorded, compiled)
-        self._predict = _execution(self._plain_predict, recorded, compiled)
+        self._coming: Iterator[Tensor] = iter(())
+        self._row: Tensor | None = None
+        numbers = len(step.optimizer.coefficients(1, step.optimizer.lr))
+        self._coefficients = params.flat.new_zeros(numbers)
+        self._whole, self._begin, self._part, self._end, self._predict = [
+            _execution(step, recorded, compiled)
+            for step in (
+                self._plain_whole,
+                self._plain_begin,
+                self._plain_part,
+                self._plain_end,
+                self._plain_predict,
+            )
+        ]
+        self._shares: dict[float, Tensor] = {}
 
     def plan(self, rates: Sequence[float]) -> None:
         """Compute the coefficients of the coming updates and bring them to the device at once."""
@@ -98,20 +116,57 @@ class ManualEngine:
         table = [rule.coefficients(self.steps + i, rate) for i, rate in enumerate(rates, 1)]
         if table != self._table:  # with a constant rate most rules need the same every epoch
             flat = self.params.flat
-            rows = torch.tensor(table, dtype=torch.float64).to(flat.device, flat.dtype)
-            self._table, self._rows = table, rows.unbind()
-        self._coefficients = iter(self._rows)
+            different = dict.fromkeys(table)
+            values = torch.tensor(list(different), dtype=torch.float64)
+            rows = dict(zip(different, values.to(flat.device, flat.dtype).unbind(), strict=True))
+            self._table, self._rows = table, [rows[numbers] for numbers in table]
+        self._coming = iter(self._rows)
+
+    def context(self) -> AbstractContextManager[object]:
+        """Return inference mode, or for a compiled step no_grad."""
+        return torch.no_grad() if self.compiled else torch.inference_mode()
 
     def step(self, x: Tensor, target: Tensor) -> Tensor:
         """Make one update; return the outputs before it, which the next update overwrites."""
-        coefficients = next(self._coefficients)
+        row = next(self._coming)
+        if row is not self._row:
+            self._row = row
+            self._coefficients.copy_(row)
         self.steps += 1
-        return self._update(x, target, coefficients)
+        if not self.training_step.micro_batch:
+            return self._whole(x, target)
+        # Each part goes through the buffers of the same small recording.
+        self._begin()
+        outputs = [
+            self._part(x_part, target_part, self._share(share)).clone()
+            for x_part, target_part, share in self.training_step.parts(x, target)
+        ]
+        self._end()
+        return torch.cat(outputs)
 
-    def _plain_update(self, x: Tensor, target: Tensor, coefficients: Tensor) -> Tensor:
+    def _share(self, share: float) -> Tensor:
+        """Return a share as a tensor, so that a recording holds for every share."""
+        if share not in self._shares:
+            self._shares[share] = self.params.flat.new_tensor(share)
+        return self._shares[share]
+
+    def _plain_whole(self, x: Tensor, target: Tensor) -> Tensor:
+        coefficients = self._coefficients.unbind()
         return self.training_step(
-            self.params, self.grads, self.state, x, target, coefficients.unbind(), self.mode
+            self.params, self.grads, self.state, x, target, coefficients, self.mode
         )
+
+    def _plain_begin(self) -> Tensor:
+        return self.training_step.begin(self.params, self.grads, self.state)
+
+    def _plain_part(self, x: Tensor, target: Tensor, share: Tensor) -> Tensor:
+        return self.training_step.add_gradients(
+            self.params, self.grads, x, target, share, self.mode
+        )
+
+    def _plain_end(self) -> Tensor:
+        coefficients = self._coefficients.unbind()
+        return self.training_step.update(self.params, self.grads, self.state, coefficients)
 
     def watch(self) -> None:
         """Remember what is needed to tell the gradients of the next update from the momentum."""

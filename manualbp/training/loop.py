@@ -101,16 +101,17 @@ class Trainer:
         details = observer.wants_details(epoch)
         steps, rates = self.plan_epoch()
         before: Weights = {}
-        for position in range(progress.position, len(steps)):
-            batch = steps[position]
-            last = position == len(steps) - 1
-            if last and details:
-                before = copy(self.engine.weights())
-                self.engine.watch()
-            self.record(self.engine.step(batch.x, batch.t))
-            if not last:
-                progress.seconds = perf_counter() - began
-                observer.after_update(self)
+        with self.engine.context():
+            for position in range(progress.position, len(steps)):
+                batch = steps[position]
+                last = position == len(steps) - 1
+                if last and details:
+                    before = copy(self.engine.weights())
+                    self.engine.watch()
+                self.record(self.engine.step(batch.x, batch.t))
+                if not last:
+                    progress.seconds = perf_counter() - began
+                    observer.after_update(self)
         targets = torch.cat([batch.t for batch in steps])
         train = self.objective.metrics(torch.cat(progress.outputs), targets)
         val = self.objective.metrics(self.engine.predict(self.val.x), self.val.t)

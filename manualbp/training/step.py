@@ -6,7 +6,7 @@ once and replayed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,8 +44,52 @@ class TrainingStep:
 
         x (N, ...), target (N, ...), y (N, ...); `coefficients` as `Optimizer.coefficients` gives.
         """
+        self.begin(params, grads, state)
+        outputs = [
+            self.add_gradients(params, grads, x_part, target_part, share, mode)
+            for x_part, target_part, share in self.parts(x, target)
+        ]
+        self.update(params, grads, state, coefficients)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def begin(self, params: Parameters, grads: Parameters, state: State) -> Tensor:
+        """Make ready for gradients; return where they will be added up."""
         self.optimizer.begin(params.flat, grads.flat, state)
-        y = self.add_gradients(params, grads, x, target, mode)
+        return grads.flat
+
+    def parts(self, x: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor, float]]:
+        """Yield the micro-batches, with the share that the error of each has in the batch's."""
+        rows = self.micro_batch or max(len(x), 1)
+        both = zip(torch.split(x, rows), torch.split(target, rows), strict=True)
+        for x_part, target_part in both:
+            # The batch's mean is the parts' means, each with the share of its rows.
+            share = len(x_part) / len(x) if self.loss.reduction == "mean" and len(x) else 1.0
+            yield x_part, target_part, share
+
+    def add_gradients(
+        self,
+        params: Parameters,
+        grads: Parameters,
+        x: Tensor,
+        target: Tensor,
+        share: Tensor | float,
+        mode: Mode,
+    ) -> Tensor:
+        """Add `share` · ∂E/∂w of these rows to `grads`; return their outputs."""
+        y, saved = self.model.forward(params.views, x, mode=mode)
+        _, saved_error = self.loss.forward(y, target)
+        dy = self.loss.backward(saved_error, share)
+        self.model.backward_parameters(params.views, saved, dy, grads.views)
+        return y
+
+    def update(
+        self,
+        params: Parameters,
+        grads: Parameters,
+        state: State,
+        coefficients: Sequence[Tensor],
+    ) -> Tensor:
+        """Add the penalty, clip, and change the parameters, which are returned."""
         if self.penalty:
             self.penalty.backward(params, grads)
         if self.clip_value is not None:
@@ -53,26 +97,9 @@ class TrainingStep:
         if self.clip_norm is not None:
             clip_norm_(grads.flat, self.clip_norm)
         self.optimizer.update(params.flat, grads.flat, state, coefficients)
-        return y
+        return params.flat
 
     @property
     def needs_gradients(self) -> bool:
         """Return whether the gradients are needed by themselves, and not only added to momentum."""
         return self.clip_norm is not None or self.clip_value is not None
-
-    def add_gradients(
-        self, params: Parameters, grads: Parameters, x: Tensor, target: Tensor, mode: Mode
-    ) -> Tensor:
-        """Add ∂E/∂w of the whole batch to `grads` and return the outputs."""
-        rows = self.micro_batch or max(len(x), 1)
-        outputs: list[Tensor] = []
-        parts = zip(torch.split(x, rows), torch.split(target, rows), strict=True)
-        for x_part, target_part in parts:
-            y, saved = self.model.forward(params.views, x_part, mode=mode)
-            _, saved_error = self.loss.forward(y, target_part)
-            # The batch's mean is the parts' means, each with the share of its rows.
-            share = len(x_part) / len(x) if self.loss.reduction == "mean" else 1.0
-            dy = self.loss.backward(saved_error, share)
-            self.model.backward_parameters(params.views, saved, dy, grads.views)
-            outputs.append(y)
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

@@ -47,12 +47,14 @@ def test_at_a_kink_the_bounds_are_the_slopes_on_the_two_sides():
     torch.testing.assert_close(high, double(-1.0, 1.0, 2.0))
 
 
-@pytest.mark.parametrize(
-    "v",
-    [torch.zeros(3), torch.zeros(3, 3, dtype=torch.float64).T[:2]],
-    ids=["float32", "not contiguous"],
-)
 @pytest.mark.parametrize("differences", [central_differences, one_sided_differences])
-def test_other_tensors_are_refused(differences, v):
-    with pytest.raises(ValueError, match="differences need a contiguous float64 tensor"):
+def test_other_types_are_refused(differences):
+    v = torch.zeros(3)
+    with pytest.raises(ValueError, match="differences need a float64 tensor"):
         differences(lambda: v.sin(), v, v)
+
+
+def test_a_transposed_tensor_is_as_good():
+    v = torch.arange(6, dtype=torch.float64).reshape(2, 3).T
+    dv = central_differences(lambda: v.sin(), v, torch.ones_like(v))
+    torch.testing.assert_close(dv, v.cos())

@@ -65,8 +65,9 @@ class ByHand:
     def run(self, batches: Iterable[Batch], count: int) -> None:
         """Plan the learning rates, as training does once an epoch, and make the updates."""
         self.engine.plan([self.step.optimizer.lr] * count)
-        for x, target in batches:
-            self.engine.step(x, target)
+        with self.engine.context():
+            for x, target in batches:
+                self.engine.step(x, target)
 
     def observe(self, x: Tensor, target: Tensor) -> Observed:
         """Make one update and return what there is to compare."""
