@@ -3,19 +3,20 @@
 Python, dispatch and allocation cost more than the arithmetic of a small network. A step that
 depends on tensors only (no number read back, no branch on data) makes the same calls every time, so
 they can be written down once: on CUDA as a CUDA graph, on the CPU as a list of calls whose results
-go, by `out=`, into buffers that are planned beforehand. The layers know nothing of it.
+go, by `out=`, into memory that is planned beforehand. The layers know nothing of it.
 
 What the list on the CPU leaves out:
 - views: the memory is the same at every replay, so a view is made once;
 - results that nobody uses, such as the value of the loss where only its gradient is needed;
-- allocations: a buffer serves several results whose lifetimes do not overlap, and an elementwise
-  operation writes over an operand that is not needed any more.
+- allocations: all results lie in one piece of memory, each over those that are not needed any more,
+  and an elementwise operation writes over its operand;
+- copies of large arguments: they are read where they lie.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -41,8 +42,8 @@ class Captured:
     """`step`, recorded at the first call for each combination of argument shapes, then replayed.
 
     The result is overwritten by the next call for the same shapes. Tensors that the step reaches by
-    itself (parameters, gradients, optimiser state) are changed in place, as by the step. A shape
-    that is new is recorded anew: nothing is ever computed with another's buffers.
+    itself (parameters, gradients, optimiser state) are changed in place, as by the step; arguments
+    are not. A shape that is new is recorded anew: nothing is ever computed in another's memory.
     """
 
     def __init__(self, step: Step) -> None:
@@ -68,9 +69,7 @@ class Captured:
             if len(self.recordings) == MOST_SHAPES:
                 return self.step(*arguments)
             recording = self.recordings[key] = record(self.step, arguments)
-        for buffer, argument in zip(recording.arguments, arguments, strict=True):
-            buffer.copy_(argument)
-        recording.replay()
+        recording.replay(arguments)
         return recording.result
 
 
@@ -83,9 +82,8 @@ def capture(step: Step) -> Captured:
 class Recording:
     """A step for arguments of one shape."""
 
-    arguments: list[Tensor]  # where the arguments of a call are copied to
     result: Tensor
-    replay: Callable[[], None]
+    replay: Callable[[Sequence[Tensor]], None]
     calls: int  # operations replayed
     buffer_bytes: int  # memory of all intermediate results together
 
@@ -200,45 +198,65 @@ FACTORIES: dict[str, Callable[[Call], Any]] = {
 
 
 def _plan(calls: list[Call], arguments: list[Tensor], result: Tensor) -> Recording:
-    """Turn what was written down into a list of calls over planned buffers."""
-    kept = _needed(calls, result)
-    last_use = {_memory(t): i for i, c in enumerate(kept) for t in [*c.inputs, *c.outputs]}
-    last_use[_memory(result)] = len(kept)
+    """Turn what was written down into a list of calls over planned memory."""
+    kept = [call for call in _needed(calls, result) if not _is_view(call)]
+    constants = _constants(kept)
+    kept = [call for call in kept if not _made(call) or not _made(call).keys() <= constants]
+    blocks = _lifetimes(kept, result)
+    arena = Arena(blocks, result.device)
+    inputs = Inputs(arguments, {_memory(t) for call in kept for t in call.changed})
+
+    def place(leaf: Any) -> Any:
+        return inputs.place(arena.place(leaf)) if isinstance(leaf, Tensor) else leaf
+
+    program: list[Callable[[], Any]] = []
+    for call in kept:
+        args, kwargs = tree_map(place, (call.args, call.kwargs))
+        made = list(_made(call).values())
+        factory = FACTORIES.get(_name(call.op))
+        if not made:
+            program.append(_in_place(call.op, args, kwargs))
+        elif factory is None:
+            program.append(_into(call.op, args, kwargs, place(made[0])))
+        elif factory(call) is not None:
+            program.append(partial(place(made[0]).fill_, factory(call)))
+    own_result = place(result)
+
+    def replay(values: Sequence[Tensor]) -> None:
+        inputs.read(values)
+        for call in program:
+            call()
+
+    return Recording(own_result, replay, len(program), arena.bytes)
+
+
+def _made(call: Call) -> dict[int, Tensor]:
+    """Return the results in memory of their own, by memory; views and changed arguments are not."""
+    existing = {_memory(tensor) for tensor in call.inputs}
+    return {_memory(t): t for t in call.outputs if _memory(t) not in existing}
+
+
+def _is_view(call: Call) -> bool:
+    """Return whether the call made nothing and changed no number."""
+    return not _made(call) and not call.changed
+
+
+def _constants(kept: list[Call]) -> set[int]:
+    """Return the memory of results that follow from no argument, no parameter and no chance.
+
+    The tensors of the recording serve for ever.
+    """
     changed = {_memory(tensor) for call in kept for tensor in call.changed}
     constants: set[int] = set()
-    buffers = Buffers()
-    program: list[Callable[[], Any]] = []
-    for i, call in enumerate(kept):
-        made = [t for t in call.outputs if _memory(t) not in {_memory(x) for x in call.inputs}]
-        dying = [t for t in call.inputs if last_use[_memory(t)] == i]
-        factory = FACTORIES.get(_name(call.op))
-        if _always_the_same(call, constants) and not changed & {_memory(t) for t in made}:
-            constants |= {_memory(t) for t in made}
-            continue  # the tensor of the recording serves for ever
-        args, kwargs = tree_map(buffers.mapped, (call.args, call.kwargs))
-        for out in made:
-            successor = _overwritable(call, out, dying)
-            if successor is not None and buffers.owns(successor):
-                buffers.pass_on(successor, out)
-            else:
-                buffers.take(out)
-        if made and factory:
-            if factory(call) is not None:
-                program.append(partial(buffers.mapped(made[0]).fill_, factory(call)))
-        elif made:
-            program.append(_into(call.op, args, kwargs, buffers.mapped(made[0])))
-        elif call.changed:
-            program.append(_in_place(call.op, args, kwargs))
-        for tensor in dying:
-            buffers.give_back(tensor)
-    return Recording(
-        arguments, buffers.mapped(result), partial(_run, program), len(program), buffers.bytes
-    )
-
-
-def _run(program: list[Callable[[], Any]]) -> None:
-    for call in program:
-        call()
+    for call in kept:
+        follows = {_memory(tensor) for tensor in call.inputs} <= constants
+        if (
+            (follows or _name(call.op) in FACTORIES)
+            and torch.Tag.nondeterministic_seeded not in call.op.tags
+            and not changed & _made(call).keys()
+        ):
+            constants |= _made(call).keys()
+    return constants
 
 
 def _needed(calls: list[Call], result: Tensor) -> list[Call]:
@@ -256,65 +274,110 @@ def _needed(calls: list[Call], result: Tensor) -> list[Call]:
     return kept[::-1]
 
 
-def _always_the_same(call: Call, constants: set[int]) -> bool:
-    """Return whether the results depend on no argument, no parameter and no chance."""
-    if call.changed or torch.Tag.nondeterministic_seeded in call.op.tags:
-        return False
-    return _name(call.op) in FACTORIES or {_memory(t) for t in call.inputs} <= constants
+@dataclass
+class Block:
+    """A place in the arena, taken from the call `first` to the call `last`."""
+
+    size: int
+    first: int
+    last: int
+    start: int = 0
+
+    def meets(self, other: Block) -> bool:
+        """Return whether the two are needed at the same time."""
+        return self.first <= other.last and other.first <= self.last
 
 
-def _overwritable(call: Call, out: Tensor, dying: Iterable[Tensor]) -> Tensor | None:
-    """Return an operand that an elementwise operation may write its result over, or None."""
+def _lifetimes(kept: list[Call], result: Tensor) -> dict[int, Block]:
+    """Return a block for the memory of each result; an elementwise operation goes on with the block
+    of an operand that dies there.
+    """
+    last_use = {_memory(t): i for i, c in enumerate(kept) for t in [*c.inputs, *c.outputs]}
+    last_use[_memory(result)] = len(kept)
+    blocks: dict[int, Block] = {}
+    for i, call in enumerate(kept):
+        free = {m for t in call.inputs if last_use[m := _memory(t)] == i and m in blocks}
+        for memory, out in _made(call).items():
+            heir = next((m for m in free if _may_overwrite(call, m, out)), None)
+            if heir is None:
+                blocks[memory] = Block(_size(out), i, last_use[memory])
+            else:
+                free.remove(heir)
+                blocks[memory] = blocks[heir]
+                blocks[memory].last = last_use[memory]
+    return blocks
+
+
+def _may_overwrite(call: Call, memory: int, out: Tensor) -> bool:
+    """Return whether an elementwise operation may write `out` over what it reads in `memory`."""
     if torch.Tag.pointwise not in call.op.tags:
-        return None
-    for tensor in dying:
-        others = [t for t in call.inputs if _memory(t) == _memory(tensor)]
-        if all(_layout(t) == _layout(out) for t in others):
-            return tensor
-    return None
+        return False
+    return all(_layout(t) == _layout(out) for t in call.inputs if _memory(t) == memory)
 
 
-class Buffers:
-    """Memory for results: a block goes to the next when the first needs it no more."""
+class Arena:
+    """One piece of memory with a place for every block; blocks that never meet share bytes."""
 
-    def __init__(self) -> None:
-        self._blocks: dict[int, Tensor] = {}  # by the memory that a result had in the recording
-        self._free: list[Tensor] = []
+    def __init__(self, blocks: dict[int, Block], device: torch.device) -> None:
+        self._blocks = blocks
         self.bytes = 0
+        placed: list[Block] = []
+        # The largest first, each at the lowest place that is free for as long as it is needed.
+        for block in sorted({id(b): b for b in blocks.values()}.values(), key=lambda b: -b.size):
+            for other in sorted(placed, key=lambda b: b.start):
+                if block.meets(other) and other.start < block.start + block.size:
+                    block.start = max(block.start, other.start + other.size)
+            placed.append(block)
+            self.bytes = max(self.bytes, block.start + block.size)
+        self._memory = torch.empty(self.bytes, dtype=torch.uint8, device=device)
 
-    def owns(self, tensor: Tensor) -> bool:
-        """Return whether the tensor lies in a planned block."""
-        return _memory(tensor) in self._blocks
+    def place(self, leaf: Tensor) -> Tensor:
+        """Return a result of the recording as it lies here; another tensor as it is."""
+        block = self._blocks.get(_memory(leaf))
+        if block is None:
+            return leaf
+        numbers = self._memory.narrow(0, block.start, block.size).view(leaf.dtype)
+        start = numbers.storage_offset() + leaf.storage_offset()
+        return numbers.as_strided(leaf.size(), leaf.stride(), start)
 
-    def take(self, tensor: Tensor) -> None:
-        """Find a block: the smallest free one that is large enough, or else a new one."""
-        size = tensor.untyped_storage().nbytes()
-        fitting = [block for block in self._free if block.numel() >= size]
-        if fitting:
-            block = min(fitting, key=Tensor.numel)
-            self._free = [other for other in self._free if other is not block]
-        else:
-            block = torch.empty(size, dtype=torch.uint8, device=tensor.device)
-            self.bytes += size
-        self._blocks[_memory(tensor)] = block
 
-    def pass_on(self, tensor: Tensor, successor: Tensor) -> None:
-        """Let the successor have the tensor's block."""
-        self._blocks[_memory(successor)] = self._blocks.pop(_memory(tensor))
+LARGE = 65_536
+"""Bytes of an argument from which to read it where it lies is cheaper than to copy it."""
 
-    def give_back(self, tensor: Tensor) -> None:
-        """Free the tensor's block, if it still has one."""
-        block = self._blocks.pop(_memory(tensor), None)
-        if block is not None:
-            self._free.append(block)
 
-    def mapped(self, leaf: Any) -> Any:
-        """Return a tensor of the recording as it lies in its block; anything else as it is."""
-        if not isinstance(leaf, Tensor) or not self.owns(leaf):
-            return cast(Any, leaf)
-        size = leaf.untyped_storage().nbytes()
-        block = self._blocks[_memory(leaf)].narrow(0, 0, size).view(leaf.dtype)
-        return block.as_strided(leaf.size(), leaf.stride(), leaf.storage_offset())
+class Inputs:
+    """The arguments: large ones are read where the caller has them, the others copied.
+
+    An argument that the step changes is copied, and so is one that lies in memory in another way
+    than that of the recording.
+    """
+
+    def __init__(self, arguments: list[Tensor], changed: set[int]) -> None:
+        self._arguments = arguments
+        self._copied = [_memory(a) in changed or a.nbytes < LARGE for a in arguments]
+        self._number = {_memory(argument): i for i, argument in enumerate(arguments)}
+        self._views: list[dict[tuple[Any, ...], Tensor]] = [{} for _ in arguments]
+
+    def place(self, leaf: Tensor) -> Tensor:
+        """Return the one tensor that stands for an argument, or for this view of it."""
+        number = self._number.get(_memory(leaf))
+        if number is None or self._copied[number]:
+            return leaf
+        return self._views[number].setdefault(_layout(leaf), _alias(leaf))
+
+    def read(self, values: Sequence[Tensor]) -> None:
+        """Let the program read these arguments."""
+        for own, copied, views, value in zip(
+            self._arguments, self._copied, self._views, values, strict=True
+        ):
+            if copied:
+                own.copy_(value)
+                continue
+            if value.stride() != own.stride():
+                value = own.copy_(value)
+            storage, start = value.untyped_storage(), value.storage_offset()
+            for (size, stride, offset, *_), view in views.items():
+                view.set_(storage, start + offset, size, stride)
 
 
 def _into(op: OpOverload, args: Any, kwargs: Any, out: Tensor) -> Callable[[], Any]:
@@ -366,7 +429,13 @@ def _record_graph(step: Step, arguments: list[Tensor], tape: Tape) -> Recording:
     with torch.cuda.graph(graph):
         result = step(*arguments)
     kept = torch.cuda.memory_allocated() - before
-    return Recording(arguments, result, graph.replay, len(tape.calls), kept)
+
+    def replay(values: Sequence[Tensor]) -> None:
+        for own, value in zip(arguments, values, strict=True):
+            own.copy_(value)
+        graph.replay()
+
+    return Recording(result, replay, len(tape.calls), kept)
 
 
 # The three things that torch keeps private and a recording cannot do without.
@@ -398,5 +467,10 @@ def _alias(leaf: Any) -> Any:
 
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:
-    size = tensor.untyped_storage().nbytes()
-    return tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype, size
+    place = tensor.shape, tensor.stride(), tensor.storage_offset()
+    return *place, tensor.dtype, tensor.untyped_storage().nbytes()
+
+
+def _size(tensor: Tensor) -> int:
+    """Return the bytes of a tensor's memory, rounded up to cache lines."""
+    return -(-tensor.untyped_storage().nbytes() // 64) * 64

@@ -22,7 +22,7 @@ from manualbp.optimizers import (
     Optimizer,
     RMSprop,
 )
-from manualbp.recording import MOST_SHAPES, Captured, capture
+from manualbp.recording import LARGE, MOST_SHAPES, Captured, capture
 from manualbp.training.engine import ManualEngine
 from manualbp.training.step import TrainingStep
 
@@ -174,6 +174,40 @@ def test_a_result_still_needed_is_not_overwritten() -> None:
     for factor in (1.0, 3.0):
         x = torch.full((4,), factor)
         assert torch.equal(captured(x), step(x))
+
+
+@pytest.mark.parametrize("large", [0, LARGE])
+def test_arguments_may_lie_in_memory_in_any_way_and_are_not_changed(
+    large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manualbp.recording.LARGE", large)
+    captured = capture(lambda x, y: (x.T @ y).add_(1) + x.sum())
+    table = torch.arange(48.0).reshape(6, 8)
+    pairs = [
+        (table[:3], table[3:]),
+        (table[3:], table[:3]),
+        (table[::2], table[1::2]),
+        (torch.ones(3, 1).expand(3, 8), table.T.reshape(8, 6).T[:3]),
+    ]
+    for x, y in pairs:
+        assert torch.equal(captured(x, y), (x.T @ y).add_(1) + x.sum())
+    assert torch.equal(table, torch.arange(48.0).reshape(6, 8))
+    assert len(captured.recordings) == 1
+
+
+@pytest.mark.parametrize("large", [0, LARGE])
+def test_an_argument_that_the_step_changes_or_returns_stays_the_callers(
+    large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manualbp.recording.LARGE", large)
+    for step in (lambda x: x.mul_(2), lambda x: x, lambda x: x.view(2, 2)):
+        captured = capture(step)
+        for factor in (1.0, 3.0, -1.0):
+            x = torch.full((4,), factor)
+            assert torch.equal(captured(x), step(x.clone()))
+            y = torch.full((8,), factor)[::2]
+            assert torch.equal(captured(y), step(y.clone()))
+            assert x.tolist() == y.tolist() == [factor] * 4
 
 
 def test_a_step_that_reads_numbers_back_is_refused() -> None:
