@@ -13,10 +13,11 @@ from torch import Tensor
 
 from manualbp.checks.bench import BenchConfig, bench
 from manualbp.checks.bench.measure import Quartiles, Result, proof_batches, prove, time_rounds
-from manualbp.checks.bench.memory import peak_bytes, saved_by_autograd, saved_by_hand
+from manualbp.checks.bench.memory import Memory, memory_of_step, saved_by_autograd, saved_by_hand
 from manualbp.checks.bench.variants import (
     BUILDERS,
     Autograd,
+    ByHand,
     Floor,
     NotAvailable,
     Observed,
@@ -68,10 +69,9 @@ def test_json_has_everything_and_nothing_else_is_printed() -> None:
         times["manual"]["median"] / times["floor"]["median"]
     )
     assert result["ratio_to_compile"] is None
-    assert result["peak_bytes"].keys() == EAGER
-    assert result["memory_ratio"] == pytest.approx(
-        result["peak_bytes"]["manual"] / result["peak_bytes"]["autograd_default"]
-    )
+    assert result["memory_bytes"].keys() == EAGER
+    total = {name: m["live"] + m["step"] for name, m in result["memory_bytes"].items()}
+    assert result["memory_ratio"] == pytest.approx(total["manual"] / total["autograd_default"])
     assert result["saved_bytes"].keys() == {"manual", "autograd"}
     assert set(result["unavailable"]) == {"compile", "compile_step", "manual_compiled"}
     assert result["versions"].keys() == {"torch", "python"}
@@ -245,7 +245,7 @@ def test_compiled_variants_are_proved_and_timed(monkeypatch: pytest.MonkeyPatch)
     (result,) = json.loads(done.out)
     assert result["unavailable"] == {}
     times = {name: time["median"] for name, time in result["microseconds_per_step"].items()}
-    assert times.keys() == {*BUILDERS, "floor"}
+    assert times.keys() == {*BUILDERS, "floor"} - {"manual_parts"}  # W1 is too small for them
     best = min(times["compile"], times["compile_step"])
     assert result["ratio_to_compile"] == pytest.approx(best / times["manual"])
 
@@ -344,22 +344,59 @@ def test_ratios_are_of_medians_and_of_the_best() -> None:
         *("W1", 2, "float32", "cpu", 3),
         microseconds_per_step={n: Quartiles(m, m - 1, m + 1) for n, m in medians.items()},
         unavailable={},
-        peak_bytes={"manual": 30, "autograd_default": 80, "autograd_fused": 60},
+        memory_bytes={
+            "manual": Memory(20, 10, 25),
+            "autograd_default": Memory(40, 40, 50),
+            "autograd_fused": Memory(40, 20, 60),
+        },
         saved_bytes={},
     )
     assert (result.ratio, result.ratio_to_compile) == (4, 2)
     assert (result.ratio_to_floor, result.memory_ratio) == (2, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("whole", "parts", "ratio", "memory_ratio"),
+    [(10, 12, 2.0, 0.5), (12, 10, 2.0, 0.5), (10, 21, 2.0, 1.5), (30, 25, 0.8, 0.5)],
+    ids=["parts are slower", "parts are faster", "parts are slower than autograd", "all are"],
+)
+def test_parts_count_for_time_if_faster_and_for_memory_if_not_slower_than_autograd(
+    whole: float, parts: float, ratio: float, memory_ratio: float
+) -> None:
+    medians = {"manual": whole, "manual_parts": parts, "autograd_default": 20, "floor": 5}
+    result = Result(
+        *("W1", 2, "float32", "cpu", 3),
+        microseconds_per_step={n: Quartiles(m, m, m) for n, m in medians.items()},
+        unavailable={},
+        memory_bytes={
+            "manual": Memory(100, 50, 0),
+            "manual_parts": Memory(40, 10, 0),
+            "autograd_default": Memory(50, 50, 0),
+        },
+        saved_bytes={},
+    )
+    assert (result.ratio, result.memory_ratio) == (ratio, memory_ratio)
+
+
+def test_parts_are_measured_where_the_batch_is_large() -> None:
+    large, small = small_problem("W3-1024", torch.float32), small_problem()
+    variant = BUILDERS["manual_parts"](large)
+    assert isinstance(variant, ByHand)
+    assert variant.engine.training_step.micro_batch == 256
+    with pytest.raises(NotAvailable, match="too small"):
+        BUILDERS["manual_parts"](small)
+
+
 # Memory -------------------------------------------------------------------------------------------
 
 
-def test_peak_is_what_is_alive_at_the_worst_moment() -> None:
+def test_memory_is_what_is_alive_between_steps_and_at_the_worst_moment() -> None:
     problem = small_problem(dtype=torch.float32)  # batches of 2 + 2 numbers, 16 bytes
 
     class Allocating:
         def __init__(self) -> None:
             self.kept = torch.zeros(1000)
+            self.made = torch.zeros(30)
 
         def run(self, batches: Iterable[Batch], count: int) -> None:
             a = torch.zeros(100)
@@ -368,13 +405,21 @@ def test_peak_is_what_is_alive_at_the_worst_moment() -> None:
             b = b + 1  # 90 numbers while the 100 are still there
             torch.zeros(50)
 
-    assert peak_bytes(Allocating, problem) == 16 + 4 * (1000 + 100 + 90)
+    allocating = memory_of_step(Allocating, problem)
+    assert allocating == Memory(16 + 4 * 1030, 4 * 190, 16 + 4 * (1030 + 190))
+
+    class GivingBack(Allocating):
+        def run(self, batches: Iterable[Batch], count: int) -> None:
+            del self.made
+            self.made = torch.zeros(30)
+
+    assert memory_of_step(GivingBack, problem) == Memory(16 + 4 * 1030, 4 * 30, 16 + 4 * 1030)
 
     class Still(Allocating):
         def run(self, batches: Iterable[Batch], count: int) -> None:
             self.kept.add_(1)
 
-    assert peak_bytes(Still, problem) == 16 + 4 * 1000
+    assert memory_of_step(Still, problem) == Memory(16 + 4 * 1030, 0, 16 + 4 * 1030)
 
 
 def test_saved_bytes_of_a_network_worked_out_by_hand() -> None:
@@ -393,14 +438,14 @@ def test_parameters_are_not_among_the_saved_bytes() -> None:
     layer = SavesItsWeight(2, 2)
     start = layer.parameters(torch.Generator().manual_seed(0))
     step = TrainingStep(layer, HalfSquaredError(), SGD())
-    problem = Problem(step, start, [(torch.ones(1, 2), torch.zeros(1, 2))])
+    problem = Problem(step, start, 0, [(torch.ones(1, 2), torch.zeros(1, 2))])
     assert saved_by_hand(problem) == 2 * 4  # the error
 
 
 def test_peak_of_a_step_worked_out_by_hand() -> None:
     # Autograd on W1: x, t and 12 parameters stay; at the end there are 12 gradients more.
     problem = small_problem(dtype=torch.float32)
-    peak = peak_bytes(lambda: Autograd(problem), problem)
+    peak = memory_of_step(lambda: Autograd(problem), problem).peak
     assert 4 * (2 + 2 + 12 + 12) <= peak <= 4 * (2 + 2 + 12 + 12 + 10)
 
 

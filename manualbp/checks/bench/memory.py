@@ -1,9 +1,12 @@
 """How much memory a training step takes, counted in the same way for every variant.
 
-Peak: the bytes of all tensors that are alive at the worst moment of a step. These are the batch
-that was handed in, parameters, gradients, the optimiser's state, recorded buffers, and whatever the
-step makes on its way, be it for an instant. A block of memory counts once however many views there
-are of it. What an operation uses inside itself is not seen, on no side.
+Live: the bytes of all tensors that are alive between two steps. These are the batch that is handed
+in, parameters, gradients, the optimiser's state, and the memory of a recording.
+Step: the most bytes alive at once of those that a step makes on its way, be it for an instant.
+Peak: the most bytes alive at once of all. It is less than live and step together where a step
+begins by giving something back, as autograd does with the last gradients.
+A block of memory counts once however many views there are of it. What an operation uses inside
+itself is not seen, on no side.
 
 Saved: the bytes that wait between forward and backward pass for the latter, parameters left out.
 """
@@ -11,6 +14,7 @@ Saved: the bytes that wait between forward and backward pass for the latter, par
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, cast
 from weakref import ref
 
@@ -27,6 +31,20 @@ WARM_UP = 3
 """Steps before the one that counts: after them all state is there, and the step is recorded."""
 
 
+@dataclass(frozen=True)
+class Memory:
+    """Bytes, in the words of the module's docstring."""
+
+    live: int
+    step: int
+    peak: int
+
+    @property
+    def total(self) -> int:
+        """Return live and step together: what two variants are compared by."""
+        return self.live + self.step
+
+
 class Meter(TorchDispatchMode):
     """Counts the bytes of the tensors that are made inside the `with` block and are still alive."""
 
@@ -40,6 +58,14 @@ class Meter(TorchDispatchMode):
         self.live = 0
         self.peak = 0
         self._known: dict[int, ref[torch.UntypedStorage]] = {}
+        self.begin_step()
+
+    def begin_step(self) -> None:
+        """Count from here what a step makes, apart from what is there already."""
+        self.before = self.peak = self.live
+        self.made = 0
+        self.most_made = 0
+        self._old = set(self._known)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -57,22 +83,28 @@ class Meter(TorchDispatchMode):
         def gone(_: object) -> None:
             del self._known[key]
             self.live -= size
+            if key in self._old:
+                self._old.remove(key)
+            else:
+                self.made -= size
 
         self._known[key] = ref(storage, gone)
         self.live += size
+        self.made += size
         self.peak = max(self.peak, self.live)
+        self.most_made = max(self.most_made, self.made)
 
 
-def peak_bytes(build: Callable[[], Timed], problem: Problem) -> int:
-    """Return the peak of one step of the variant that `build` makes."""
+def memory_of_step(build: Callable[[], Timed], problem: Problem) -> Memory:
+    """Return what one step takes of the variant that `build` makes."""
     with Meter() as meter:
         variant = build()
         for _ in range(WARM_UP):
             variant.run([_on_device(problem)], 1)
         batch = _on_device(problem)
-        meter.peak = meter.live
+        meter.begin_step()
         variant.run([batch], 1)
-        return meter.peak
+        return Memory(meter.before, meter.most_made, meter.peak)
 
 
 def saved_by_hand(problem: Problem) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
@@ -21,6 +21,8 @@ from manualbp.checks.bench.workloads import Batch, Problem
 from manualbp.training.engine import ManualEngine
 from reference.optimizers import LookAheadNesterov
 from reference.twins import twin, twin_loss
+
+TOO_SMALL = "its batches are too small to be cut into parts"
 
 Implementation = Literal["default", "foreach", "fused"]
 
@@ -252,6 +254,13 @@ def _not_available_if_it_fails() -> Generator[None]:
         raise NotAvailable(_in_one_line(error)) from error
 
 
+def _in_parts(problem: Problem) -> Problem:
+    """Return the same problem with micro-batches. Raises NotAvailable where it is too small."""
+    if not problem.parts:
+        raise NotAvailable(TOO_SMALL)
+    return replace(problem, step=replace(problem.step, micro_batch=problem.parts))
+
+
 def _in_one_line(error: Exception) -> str:
     """Return the kind of an error, and the first line of what it says."""
     lines = str(error).strip().splitlines()
@@ -263,6 +272,7 @@ BUILDERS: Mapping[str, Callable[[Problem], Variant]] = {
     "autograd_foreach": partial(Autograd, implementation="foreach"),
     "autograd_fused": partial(Autograd, implementation="fused"),
     "manual": ByHand,
+    "manual_parts": lambda problem: ByHand(_in_parts(problem)),
     "manual_eager": partial(ByHand, recorded=False),
     "manual_compiled": lambda problem: IfItCompiles(ByHand(problem, recorded=False, compiled=True)),
     "compile": lambda problem: IfItCompiles(CompiledAutograd(problem)),
@@ -270,6 +280,7 @@ BUILDERS: Mapping[str, Callable[[Problem], Variant]] = {
 }
 """All variants by name. The first is what the others are compared with."""
 
+BY_HAND: Sequence[str] = ("manual", "manual_parts")
 EAGER_AUTOGRAD: Sequence[str] = ("autograd_default", "autograd_foreach", "autograd_fused")
 COMPILED_AUTOGRAD: Sequence[str] = ("compile", "compile_step")
 COMPILED: Sequence[str] = ("manual_compiled", *COMPILED_AUTOGRAD)
