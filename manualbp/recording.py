@@ -204,7 +204,8 @@ def _plan(calls: list[Call], arguments: list[Tensor], result: Tensor) -> Recordi
     kept = [call for call in kept if not _made(call) or not _made(call).keys() <= constants]
     blocks = _lifetimes(kept, result)
     arena = Arena(blocks, result.device)
-    inputs = Inputs(arguments, {_memory(t) for call in kept for t in call.changed})
+    own = {_memory(result)}.union(*({_memory(t) for t in call.changed} for call in kept))
+    inputs = Inputs(arguments, own)
 
     def place(leaf: Any) -> Any:
         return inputs.place(arena.place(leaf)) if isinstance(leaf, Tensor) else leaf
@@ -226,6 +227,7 @@ def _plan(calls: list[Call], arguments: list[Tensor], result: Tensor) -> Recordi
         inputs.read(values)
         for call in program:
             call()
+        inputs.forget()
 
     return Recording(own_result, replay, len(program), arena.bytes)
 
@@ -348,36 +350,45 @@ LARGE = 65_536
 class Inputs:
     """The arguments: large ones are read where the caller has them, the others copied.
 
-    An argument that the step changes is copied, and so is one that lies in memory in another way
-    than that of the recording.
+    An argument in memory that is the recording's `own`, because the step changes or returns it, is
+    copied too.
     """
 
-    def __init__(self, arguments: list[Tensor], changed: set[int]) -> None:
-        self._arguments = arguments
-        self._copied = [_memory(a) in changed or a.nbytes < LARGE for a in arguments]
+    def __init__(self, arguments: list[Tensor], own: set[int]) -> None:
         self._number = {_memory(argument): i for i, argument in enumerate(arguments)}
-        self._views: list[dict[tuple[Any, ...], Tensor]] = [{} for _ in arguments]
+        self._copies: list[tuple[int, Tensor]] = []
+        self._views: dict[int, dict[tuple[Any, ...], Tensor]] = {}
+        self._strides = [argument.stride() for argument in arguments]
+        for i, argument in enumerate(arguments):
+            if argument.nbytes < LARGE or _memory(argument) in own:
+                self._copies.append((i, argument))
+            else:
+                self._views[i] = {}
 
     def place(self, leaf: Tensor) -> Tensor:
         """Return the one tensor that stands for an argument, or for this view of it."""
-        number = self._number.get(_memory(leaf))
-        if number is None or self._copied[number]:
+        number = self._number.get(_memory(leaf), -1)
+        if number not in self._views:
             return leaf
         return self._views[number].setdefault(_layout(leaf), _alias(leaf))
 
     def read(self, values: Sequence[Tensor]) -> None:
         """Let the program read these arguments."""
-        for own, copied, views, value in zip(
-            self._arguments, self._copied, self._views, values, strict=True
-        ):
-            if copied:
-                own.copy_(value)
-                continue
-            if value.stride() != own.stride():
-                value = own.copy_(value)
+        for i, copy in self._copies:
+            copy.copy_(values[i])
+        for i, views in self._views.items():
+            value, stride = values[i], self._strides[i]
+            if value.stride() != stride:  # the kernels were told the recording's
+                value = value.new_empty_strided(value.size(), stride).copy_(value)
             storage, start = value.untyped_storage(), value.storage_offset()
             for (size, stride, offset, *_), view in views.items():
                 view.set_(storage, start + offset, size, stride)
+
+    def forget(self) -> None:
+        """Let go of the caller's memory."""
+        for views in self._views.values():
+            for view in views.values():
+                cast(Any, view).set_()
 
 
 def _into(op: OpOverload, args: Any, kwargs: Any, out: Tensor) -> Callable[[], Any]:

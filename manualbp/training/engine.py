@@ -213,6 +213,18 @@ class ManualEngine:
         restore_random_state({"masks": self.generator}, memory["random"])
 
 
+WORTH_SHARING = 5e7
+"""Operations of an update below which a second thread costs more than it brings."""
+
+
+def threads_for(parameters: int, rows: int) -> int:
+    """Return how many threads serve an update: one, unless it has work enough for all.
+
+    About 6 operations a parameter and row: 2 forward, 4 backward.
+    """
+    return torch.get_num_threads() if 6 * parameters * rows > WORTH_SHARING else 1
+
+
 def _execution(step: Step, recorded: bool, compiled: bool) -> Step:
     """Return the function that runs `step` in one of three ways."""
     if compiled:

@@ -26,7 +26,7 @@ from manualbp.training.data import Data, load
 from manualbp.training.diagnosis import first_not_finite
 from manualbp.training.display import Display
 from manualbp.training.early_stopping import EarlyStopping, StopReason
-from manualbp.training.engine import Engine
+from manualbp.training.engine import Engine, threads_for
 from manualbp.training.logs import RunLogs
 from manualbp.training.loop import EpochReport, NotFinite, Trainer
 from manualbp.training.objective import objective
@@ -36,9 +36,6 @@ from manualbp.training.step import TrainingStep
 RUNS = Path("runs")
 DETAILS_EVERY = 5  # epochs: norms of gradients and updates
 HISTOGRAMS_EVERY = 50
-WORTH_SHARING = 5e7
-"""Operations of an update below which a second thread costs more than it brings."""
-
 EngineBuilder = Callable[
     [TrainConfig, TrainingStep, Parameters, Callable[[], torch.Generator]], Engine
 ]
@@ -73,7 +70,9 @@ def train(config: TrainConfig, build_engine: EngineBuilder) -> dict[str, Any]:
         task=config.task,
     )
     run = Run.prepare(config, data, device, build_engine)
-    torch.set_num_threads(config.threads or threads_for(run.trainer))
+    trainer = run.trainer
+    size = threads_for(run.params.flat.numel(), trainer.batch_size or len(trainer.train))
+    torch.set_num_threads(config.threads or size)
     # The momentum of a unit that has died fades into denormal numbers, which take a processor ten
     # times as long; they count as zero.
     torch.set_flush_denormal(True)
@@ -339,16 +338,6 @@ def resolve_device(name: str) -> torch.device:
     if name == "cuda" and not available:
         raise UsageError("--device cuda: there is no CUDA device here; use --device cpu or auto")
     return torch.device("cuda" if available and name != "cpu" else "cpu")
-
-
-def threads_for(trainer: Trainer) -> int:
-    """Return how many threads serve an update: one, unless it has work enough for all.
-
-    About 6 operations a parameter and row: 2 forward, 4 backward.
-    """
-    parameters = sum(weight.numel() for weight in trainer.engine.weights().values())
-    work = 6 * parameters * (trainer.batch_size or len(trainer.train))
-    return torch.get_num_threads() if work > WORTH_SHARING else 1
 
 
 def open_directory(config: TrainConfig) -> RunDirectory:

@@ -30,6 +30,7 @@ from manualbp.checks.bench.variants import (
     Timed,
     Variant,
 )
+from manualbp.checks.bench.variants import threads as threads_of_torch
 from manualbp.checks.bench.workloads import Batch, Problem, Workload
 from manualbp.errors import CheckFailed
 
@@ -143,7 +144,7 @@ def measure_workload(
 
     Raises CheckFailed where a variant differs from autograd.
     """
-    with _threads(threads):
+    with threads_of_torch(threads):
         out = dict(unavailable)
         exact = workload.problem(torch.float64, device)
         with _default_dtype(torch.float64):
@@ -335,16 +336,6 @@ def _memory(name: str, problem: Problem) -> Memory:
         copies = sum(argument.nbytes for argument in problem.batches[0])
         return replace(eager, live=eager.live + copies, peak=eager.peak + copies)
     return memory_of_step(partial(BUILDERS[name], problem), problem)
-
-
-@contextmanager
-def _threads(number: int) -> Generator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import reference.optimizers
 from manualbp.checks.bench.workloads import Batch, Problem
-from manualbp.training.engine import ManualEngine
+from manualbp.training.engine import ManualEngine, threads_for
 from reference.optimizers import LookAheadNesterov
 from reference.twins import twin, twin_loss
 
@@ -60,14 +60,19 @@ class ByHand:
     def __init__(self, problem: Problem, *, recorded: bool = True, compiled: bool = False) -> None:
         masks = torch.Generator(problem.device).manual_seed(0)
         self.step = problem.step
+        self.rows = len(problem.batches[0][0])
         self.engine = ManualEngine(
             problem.step, problem.start.clone(), masks, recorded=recorded, compiled=compiled
         )
 
     def run(self, batches: Iterable[Batch], count: int) -> None:
-        """Plan the learning rates, as training does once an epoch, and make the updates."""
+        """Plan the learning rates, as training does once an epoch, and make the updates.
+
+        As in training, a step too small to be shared has one thread of those there are.
+        """
         self.engine.plan([self.step.optimizer.lr] * count)
-        with self.engine.context():
+        size = threads_for(self.engine.params.flat.numel(), self.rows)
+        with self.engine.context(), threads(size):
             for x, target in batches:
                 self.engine.step(x, target)
 
@@ -214,6 +219,17 @@ class _Products(TorchDispatchMode):
             product = torch.bmm if a.ndim == 3 else torch.mm
             self.calls.append(partial(product, a, b, out=torch.empty_like(result)))
         return result
+
+
+@contextmanager
+def threads(number: int) -> Generator[None]:
+    """Give torch so many threads inside the `with` block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _copies(
