@@ -142,7 +142,11 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "models": ("initializers", "layers"),
     "training": _TRAINING,
     "checks": _TRAINING,
-    "cli": (*_TRAINING, "checks"),
+    "lectures": (),
+    "perceptron": (),
+    "moments": ("layers", "parameters"),
+    "explain": (*_TRAINING, "checks", "lectures", "moments", "perceptron"),
+    "cli": (*_TRAINING, "checks", "explain"),
     "__main__": ("cli",),
 }
 """Imports run one way: what each file or folder of manualbp may import of manualbp, besides itself.
