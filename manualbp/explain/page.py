@@ -1,4 +1,4 @@
-"""What a topic writes on: headings, sentences, lines of a derivation, tables and pictures.
+"""What a topic writes on: headings, sentences, lines of a derivation, tables, code and pictures.
 
 A line or a claim is checked while it is written: it says what it must be equal to, and from where.
 Nothing here knows how a page is shown.
@@ -36,6 +36,23 @@ class Paragraph:
     """Sentences."""
 
     text: str
+
+
+@dataclass(frozen=True)
+class Code:
+    """Lines shown as they stand: source code, or an equation over several lines."""
+
+    text: str
+    title: str = ""  # such as the file that it is from
+
+
+@dataclass(frozen=True)
+class Given:
+    """A number, or several, that the derivation begins with, and so not checked."""
+
+    name: str
+    value: Numbers
+    meaning: str
 
 
 @dataclass(frozen=True)
@@ -90,7 +107,7 @@ class Drawing:
     draw: Callable[[], Picture]
 
 
-Item: TypeAlias = Heading | Paragraph | Line | Claim | Table | Drawing
+Item: TypeAlias = Heading | Paragraph | Code | Given | Line | Claim | Table | Drawing
 
 
 @dataclass
@@ -107,6 +124,14 @@ class Page:
     def say(self, text: str) -> None:
         """Write a paragraph; line breaks and indents of the source are folded to one space."""
         self.items.append(Paragraph(" ".join(text.split())))
+
+    def code(self, text: str, title: str = "") -> None:
+        """Show lines as they stand."""
+        self.items.append(Code(text, title))
+
+    def given(self, name: str, value: Value, meaning: str = "") -> None:
+        """Show what the derivation begins with: inputs, targets, weights, a rate."""
+        self.items.append(Given(name, as_numbers(value), meaning))
 
     def line(
         self,
