@@ -144,11 +144,13 @@ class Page:
         equals: Value | None = None,
         because: str = "",
         tolerance: float = CLOSE,
+        absolute: float = 0.0,
     ) -> None:
         """Write a quantity and check it, against a figure of a lecture or what it `equals`.
 
         A figure that is printed must also round to the printed string. `tolerance` is relative to
-        the largest number. Raises ValueError if there is nothing to check against.
+        the largest number; `absolute` is what differences may be off whatever the size, as those
+        of central differences are. Raises ValueError if there is nothing to check against.
         """
         ours = as_numbers(value)
         lecture = None if figure is None else _figure(figure)
@@ -159,7 +161,7 @@ class Page:
         )
         because = because or (f"the figure {figure}" if lecture else "")
         printed = _printed(ours, lecture)
-        holds = close(ours, expected, tolerance)
+        holds = close(ours, expected, tolerance, absolute)
         if printed and printed.expected:
             holds = holds and printed.digits == printed.of
         self.items.append(Line(name, equation, numbers, ours, expected, because, printed, holds))
@@ -199,10 +201,10 @@ def as_numbers(value: Value) -> Numbers:
     return [as_numbers(cast("Value", item)) for item in value]
 
 
-def close(ours: Numbers, expected: Numbers, tolerance: float) -> bool:
-    """Return whether two nested lists have one shape and differ by `tolerance` · max|expected|.
+def close(ours: Numbers, expected: Numbers, tolerance: float, absolute: float = 0.0) -> bool:
+    """Return whether two nested lists have one shape and agree within a limit.
 
-    Numbers that are not finite must be equal.
+    The limit is `tolerance` · max|expected| + `absolute`; numbers that are not finite must be equal.
     """
     try:
         a = torch.tensor(ours, dtype=torch.float64)
@@ -211,12 +213,12 @@ def close(ours: Numbers, expected: Numbers, tolerance: float) -> bool:
         assert isinstance(ours, list)
         assert isinstance(expected, list)
         return len(ours) == len(expected) and all(
-            close(o, e, tolerance) for o, e in zip(ours, expected, strict=True)
+            close(o, e, tolerance, absolute) for o, e in zip(ours, expected, strict=True)
         )
     if a.shape != b.shape:
         return False
     finite = b.isfinite()
-    limit = tolerance * float(b[finite].abs().max()) if finite.any() else 0.0
+    limit = absolute + (tolerance * float(b[finite].abs().max()) if finite.any() else 0.0)
     same = torch.where(finite, (a - b).abs() <= limit, a == b)
     return bool(same.all())
 
