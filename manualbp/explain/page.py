@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from math import isfinite
 from typing import Any, TypeAlias, cast
 
@@ -17,7 +18,9 @@ from torch import Tensor
 
 from manualbp.lectures import Figure, digits_agreeing, figure, rounds_to
 
-Value: TypeAlias = "float | Tensor | Sequence[float] | Sequence[Sequence[float]]"
+Value: TypeAlias = (
+    "float | Fraction | Tensor | Sequence[float | Fraction] | Sequence[Sequence[float | Fraction]]"
+)
 Numbers: TypeAlias = "float | list[Numbers]"
 
 CLOSE = 1e-12
@@ -196,7 +199,7 @@ def as_numbers(value: Value) -> Numbers:
     """Return a float or nested lists of floats."""
     if isinstance(value, Tensor):
         return cast("Numbers", cast(Any, value.double()).tolist())
-    if isinstance(value, (int, float)):
+    if isinstance(value, (int, float, Fraction)):
         return float(value)
     return [as_numbers(cast("Value", item)) for item in value]
 
