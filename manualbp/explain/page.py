@@ -207,7 +207,8 @@ def as_numbers(value: Value) -> Numbers:
 def close(ours: Numbers, expected: Numbers, tolerance: float, absolute: float = 0.0) -> bool:
     """Return whether two nested lists have one shape and agree within a limit.
 
-    The limit is `tolerance` · max|expected| + `absolute`; numbers that are not finite must be equal.
+    The limit is `tolerance` · max|expected| + `absolute`. Numbers that are not finite must be
+    equal.
     """
     try:
         a = torch.tensor(ours, dtype=torch.float64)
