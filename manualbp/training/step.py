@@ -6,7 +6,7 @@ once and replayed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +29,8 @@ class TrainingStep:
     clip_norm: float | None = None
     clip_value: float | None = None
     micro_batch: int = 0
+    frozen: tuple[str, ...] = ()
+    """Parameters that keep their values, by torch.nn's names: "0.bias"."""
 
     def __call__(
         self,
@@ -44,21 +46,27 @@ class TrainingStep:
 
         x (N, ...), target (N, ...), y (N, ...); `coefficients` as `Optimizer.coefficients` gives.
         """
+        kept = {name: params.named()[name].clone() for name in self.frozen}
         self.optimizer.begin(params.flat, grads.flat, state)
+        _restore(params, kept)  # a rule that looks ahead has moved all parameters
         y = self.add_gradients(params, grads, x, target, mode)
         if self.penalty:
             self.penalty.backward(params, grads)
+        for name in self.frozen:
+            grads.named()[name].zero_()  # they have no part in the length that is clipped
         if self.clip_value is not None:
             clip_value_(grads.flat, self.clip_value)
         if self.clip_norm is not None:
             clip_norm_(grads.flat, self.clip_norm)
         self.optimizer.update(params.flat, grads.flat, state, coefficients)
+        _restore(params, kept)  # weight decay has moved all parameters
         return y
 
     @property
     def needs_gradients(self) -> bool:
         """Return whether the gradients are needed by themselves, and not only added to momentum."""
-        return self.clip_norm is not None or self.clip_value is not None
+        clipped = self.clip_norm is not None or self.clip_value is not None
+        return clipped or bool(self.frozen)
 
     def add_gradients(
         self, params: Parameters, grads: Parameters, x: Tensor, target: Tensor, mode: Mode
@@ -76,3 +84,8 @@ class TrainingStep:
             self.model.backward_parameters(params.views, saved, dy, grads.views)
             outputs.append(y)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _restore(params: Parameters, kept: Mapping[str, Tensor]) -> None:
+    for name, tensor in kept.items():
+        params.named()[name].copy_(tensor)
