@@ -213,11 +213,12 @@ def close(ours: Numbers, expected: Numbers, tolerance: float, absolute: float = 
     try:
         a = torch.tensor(ours, dtype=torch.float64)
         b = torch.tensor(expected, dtype=torch.float64)
-    except ValueError:  # lists of different lengths side by side, such as the parts of a table
-        assert isinstance(ours, list)
-        assert isinstance(expected, list)
-        return len(ours) == len(expected) and all(
-            close(o, e, tolerance, absolute) for o, e in zip(ours, expected, strict=True)
+    except (TypeError, ValueError):  # no rectangle: lists of different lengths, or beside numbers
+        return (
+            isinstance(ours, list)
+            and isinstance(expected, list)
+            and len(ours) == len(expected)
+            and all(close(o, e, tolerance, absolute) for o, e in zip(ours, expected, strict=True))
         )
     if a.shape != b.shape:
         return False
