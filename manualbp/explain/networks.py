@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -26,6 +26,11 @@ from manualbp.training.step import TrainingStep
 
 float64 = partial(torch.tensor, dtype=torch.float64)
 """Make a float64 tensor of numbers."""
+
+
+def flat(values: Tensor) -> list[float]:
+    """Return all numbers of a tensor in one list."""
+    return cast("list[float]", cast(Any, values).reshape(-1).tolist())
 
 
 @dataclass(frozen=True)
