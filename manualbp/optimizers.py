@@ -15,8 +15,9 @@ it waits for the device, and it can be recorded once and replayed with other num
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 from math import sqrt
 
 import torch
@@ -259,22 +260,27 @@ class AdamW(Adam):
         self._move(params, grads, state, coefficients)
 
 
-def descend(
-    rule: Optimizer, gradient: Callable[[Tensor], Tensor], start: Tensor, steps: int
-) -> Tensor:
-    """Return the points w_0, ..., w_steps, one a row, through which a rule runs from `start`.
+def steps(
+    rule: Optimizer, gradient: Callable[[Tensor], Tensor], start: Tensor
+) -> Iterator[tuple[Tensor, Tensor, State]]:
+    """Yield w, ∂E/∂w and the rule's memory after each step from `start`, without end.
 
     `gradient` returns ∂E/∂w, in the shape of w, for a function E of a few numbers.
     """
     w, g = start.clone(), torch.zeros_like(start)
     state = rule.init(w)
-    path = [start]
-    for step in range(1, steps + 1):
+    for step in count(1):
         rule.begin(w, g, state)
         g.add_(gradient(w))
         rule.update(w, g, state, w.new_tensor(rule.coefficients(step, rule.lr)).unbind())
-        path.append(w.clone())
-    return torch.stack(path)
+        yield w.clone(), g.clone(), {name: memory.clone() for name, memory in state.items()}
+
+
+def descend(
+    rule: Optimizer, gradient: Callable[[Tensor], Tensor], start: Tensor, updates: int
+) -> Tensor:
+    """Return the points w(0) = `start`, w(1), ..., w(updates) as rows."""
+    return torch.stack([start, *(w for w, _, _ in islice(steps(rule, gradient, start), updates))])
 
 
 def decayed(grads: Tensor, params: Tensor, weight_decay: float) -> Tensor:
