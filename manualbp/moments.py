@@ -21,7 +21,7 @@ from torch import Tensor
 from manualbp.layers import EVALUATION, Linear, Sequential
 from manualbp.layers.base import SavedInput
 from manualbp.losses import HalfSquaredError
-from manualbp.parameters import Parameters
+from manualbp.parameters import Parameters, Views
 
 LOSS = HalfSquaredError("sum")
 """E = ½ Σ_k (y[k] - t[k])²: the loss whose ∂E/∂y is linear in t."""
@@ -140,10 +140,10 @@ def sampled_moments(
     )
 
 
-def linear_moments(layer: Linear, params: Parameters, x: Moments) -> Moments:
+def linear_moments(layer: Linear, params: Views, x: Moments) -> Moments:
     """y[o] = Σ_i W[o,i] x[i] + b[o]:  mean W m + b,  covariance W S Wᵀ;  exact for any x."""
-    y, _ = layer.forward(params.views, x.mean)
-    W = params.views.weight
+    y, _ = layer.forward(params, x.mean)
+    W = params.weight
     return Moments(y, W @ x.covariance @ W.T)
 
 

@@ -138,8 +138,8 @@ def _table(page: Page, learning: Learning) -> None:
     )
     page.picture(
         "perceptron-and",
-        "The half plane in which the unit answers 1 (shaded), after each epoch, with the number of its updates. Filled points "
-        "should be 1.",
+        "The half plane in which the unit answers 1 (shaded), after each epoch, with the number of "
+        "its updates. Filled points should be 1.",
         lambda: _epochs(learning),
     )
 
@@ -501,8 +501,8 @@ def _epochs(learning: Learning) -> Picture:
         _shade(panel, *learning.unit(epoch), _grid())
         _points(panel, x, t)
         w, b = learning.states[epoch]
-        wrong = learning.mistakes[epoch - 1]
-        panel.set_title(f"epoch {epoch}: {wrong} updates, w = ({w[0]}, {w[1]}), b = {b}", size=9)
+        updates = learning.mistakes[epoch - 1]
+        panel.set_title(f"epoch {epoch}: {updates} updates, w = ({w[0]}, {w[1]}), b = {b}", size=9)
     return picture
 
 
