@@ -15,7 +15,7 @@ from torch import Tensor
 
 from manualbp.explain.networks import Network
 from manualbp.layers import EVALUATION
-from manualbp.losses import AnyLoss
+from manualbp.losses import AnyLoss, Penalty
 from manualbp.models import build
 from manualbp.optimizers import SGD
 from manualbp.parameters import Parameters
@@ -51,12 +51,14 @@ def gradient(net: Network, x: Tensor, t: Tensor) -> Parameters:
     return grads
 
 
-def descent(net: Network, x: Tensor, t: Tensor, *, eta: float) -> Iterator[Network]:
+def descent(
+    net: Network, x: Tensor, t: Tensor, *, eta: float, penalty: Penalty | None = None
+) -> Iterator[Network]:
     """Yield the network as it is and after each update w ← w - η ∂E/∂w, for as long as one asks.
 
-    The gradient is that of all examples at once; the weights change in place.
+    The gradient is that of all examples at once and of the penalty; the weights change in place.
     """
-    step = TrainingStep(net.model, net.loss, SGD(eta))
+    step = TrainingStep(net.model, net.loss, SGD(eta), penalty)
     engine = ManualEngine(step, net.params, torch.Generator())
     while True:
         yield net
