@@ -18,9 +18,9 @@ from torch import Tensor
 from manualbp.checks.agreement import Inputs, through_autograd
 from manualbp.errors import UsageError
 from manualbp.layers import EVALUATION, AnyLayer, Linear, Sequential
-from manualbp.losses import AnyLoss, HalfSquaredError
+from manualbp.losses import AnyLoss, HalfSquaredError, weights
 from manualbp.optimizers import SGD, Optimizer
-from manualbp.parameters import Parameters
+from manualbp.parameters import Parameters, Views
 from manualbp.training.engine import ManualEngine
 from manualbp.training.step import TrainingStep
 
@@ -56,7 +56,7 @@ class Network:
     @property
     def matrices(self) -> list[Tensor]:
         """Return W_1, ..., W_L, each (n_{l-1}, n_l): views of the weights."""
-        return [w.T for w in self.params.named().values()]
+        return transposed(self.params)
 
     def predict(self, x: Tensor) -> Tensor:
         """Return the outputs, one row an example."""
@@ -81,7 +81,7 @@ class Network:
         grads = self.params.zeros_like()
         step = TrainingStep(self.model, self.loss, SGD())
         step.add_gradients(self.params, grads, x, target, EVALUATION)
-        return [dw.T for dw in grads.named().values()]
+        return transposed(grads)
 
     def pull_back(self, x: Tensor, dy: Tensor) -> list[Tensor]:
         """Return Σ_n Σ_k dy[n,k] ∂y[n,k]/∂W_l for all l; dy = 1 gives the gradients of one output.
@@ -93,12 +93,12 @@ class Network:
         if dy.shape != y.shape:
             raise ValueError(f"dy has shape {tuple(dy.shape)}, expected {tuple(y.shape)}")
         self.model.backward_parameters(self.params.views, saved, dy, grads.views)
-        return [dw.T for dw in grads.named().values()]
+        return transposed(grads)
 
     def through_autograd(self, x: Tensor, dy: Tensor) -> list[Tensor]:
         """Return what `pull_back` returns, found by torch's autograd: another opinion."""
         results = through_autograd(self.model, Inputs(self.params, x, dy, 0), training=False)
-        return [results[f"d{name}"].T for name in self.params.named()]
+        return [results[f"d{name}"].T for name in weights(self.params)]
 
     def stages(self, x: Tensor, dy: Tensor) -> list[Stage]:
         """Walk forward to y, then backward from dy = ∂E/∂y, and return all that was on the way.
@@ -150,6 +150,11 @@ class Network:
         return network([product])
 
 
+def transposed(params: Parameters) -> list[Tensor]:
+    """Return the weights, or their gradients, as source x receiving; biases are left out."""
+    return [w.T for w in weights(params).values()]
+
+
 def network(
     matrices: Sequence[Any], activation: AnyLayer | None = None, output: AnyLayer | None = None
 ) -> Network:
@@ -170,16 +175,17 @@ def network(
     return Network(model, params)
 
 
-def jacobian(layer: AnyLayer, x: Tensor, params: Parameters | None = None) -> Tensor:
+def jacobian(layer: AnyLayer, x: Tensor, params: Views | None = None) -> Tensor:
     """Return ∂y[k]/∂x[i] (K, I) at one input x (I,): unit vectors sent backward, one for each row.
 
     One pass does for all of them, because the rows of a batch do not know of each other.
     """
-    params = params or Parameters.zeros(layer.shapes(), dtype=x.dtype)
-    y, _ = layer.forward(params.views, x.unsqueeze(0), mode=EVALUATION)
+    grads = Parameters.zeros(layer.shapes(), dtype=x.dtype).views
+    params = params or grads  # a layer without parameters
+    y, _ = layer.forward(params, x.unsqueeze(0), mode=EVALUATION)
     units = torch.eye(y.shape[1], dtype=x.dtype)
-    _, saved = layer.forward(params.views, x.expand(len(units), -1), mode=EVALUATION)
-    return layer.backward(params.views, saved, units, params.zeros_like().views)
+    _, saved = layer.forward(params, x.expand(len(units), -1), mode=EVALUATION)
+    return layer.backward(params, saved, units, grads)
 
 
 def values_and_slopes(function: AnyLayer, v: Tensor) -> tuple[Tensor, Tensor]:

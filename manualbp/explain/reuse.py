@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from manualbp.checks.audit import Recorder
-from manualbp.explain.networks import Network
+from manualbp.explain.networks import Network, transposed
 from manualbp.layers import EVALUATION, Linear
 
 
@@ -40,7 +40,7 @@ def with_stored_factors(net: Network, x: Tensor, dy: Tensor) -> Pass:
     recorder = Recorder()
     with recorder:
         net.model.backward_parameters(params, saved, dy, grads.views)
-    return Pass([dw.T for dw in grads.named().values()], recorder.counts)
+    return Pass(transposed(grads), recorder.counts)
 
 
 def rebuilt_for_each_layer(net: Network, x: Tensor, dy: Tensor) -> Pass:

@@ -18,7 +18,6 @@ from manualbp.explain.graphs import (
 from manualbp.explain.networks import float64, jacobian, network, values_and_slopes
 from manualbp.layers import Sequential, Sigmoid, Tanh
 from manualbp.lectures import setting
-from manualbp.parameters import Parameters
 
 NET = setting("KAND_1HIDDEN")
 X, UNIT = NET["x"], [row[0] for row in NET["W1"]]
@@ -109,15 +108,13 @@ def test_jacobians_of_layers_multiply():
     ]
     net = network(weights, Tanh(), Sigmoid())
     x = torch.randn(3, generator=generator, dtype=torch.float64)
-    whole = jacobian(net.model, x, net.params)
+    whole = jacobian(net.model, x, net.params.views)
     assert whole.shape == (2, 3)
     chained, h = torch.eye(3, dtype=torch.float64), x
     for l, layer in enumerate(net.model.layers):
-        named = net.params.named()
-        params = Parameters.zeros(layer.shapes(), dtype=torch.float64)
-        params.load_state_dict({"weight": named[f"{l}.weight"]} if layer.shapes() else {})
+        params = net.params.views[str(l)]
         chained = jacobian(layer, h, params) @ chained
-        h, _ = layer.forward(params.views, h)
+        h, _ = layer.forward(params, h)
     torch.testing.assert_close(whole, chained, rtol=1e-13, atol=0)
     torch.testing.assert_close(jacobian(Sequential(), x), torch.eye(3, dtype=torch.float64))
     for k in range(2):
