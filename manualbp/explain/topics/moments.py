@@ -7,9 +7,11 @@ from math import sqrt
 import torch
 from torch import Tensor
 
+from manualbp.explain.examples import sigmoid_network
+from manualbp.explain.networks import float64
 from manualbp.explain.page import Page
 from manualbp.explain.registry import topic
-from manualbp.layers import Linear, Sequential, Sigmoid
+from manualbp.layers import Linear, Sequential
 from manualbp.lectures import figure, setting
 from manualbp.moments import (
     Moments,
@@ -27,24 +29,20 @@ SAMPLES = 1_000_000
 
 def network() -> tuple[Sequential, Parameters]:
     """Return the 2-2-2 network of the lectures, with sigmoids, before any update."""
-    model = Sequential(Linear(2, 2), Sigmoid(), Linear(2, 2), Sigmoid())
-    params = Parameters.zeros(model.shapes(), dtype=torch.float64)
-    weights = setting("MOMENTS")["weights"]
-    for part, first, bias in (("0", 1, "b1"), ("2", 5, "b2")):
-        numbers = [weights[f"w{i}"] for i in range(first, first + 4)]
-        params.views[part].weight.copy_(_float64(numbers).view(2, 2))
-        params.views[part].bias.fill_(weights[bias])
-    return model, params
+    w = setting("MOMENTS")["weights"]
+    order = ["w1", "w2", "w3", "w4", "b1", "b1", "w5", "w6", "w7", "w8", "b2", "b2"]
+    net = sigmoid_network((2, 2, 2), [w[name] for name in order])
+    return net.model, net.params
 
 
 def random_target() -> Moments:
     """Return mean and covariance of the target; the mean is the target of the worked example."""
-    return Moments(_float64([0.01, 0.99]), _float64([[0.04, 0.01], [0.01, 0.09]]))
+    return Moments(float64([0.01, 0.99]), float64([[0.04, 0.01], [0.01, 0.09]]))
 
 
 def random_input() -> Moments:
     """Return mean and covariance of an input around that of the worked example."""
-    return Moments(_float64([0.05, 0.10]), _float64([[0.01, 0], [0, 0.04]]))
+    return Moments(float64([0.05, 0.10]), float64([[0.01, 0], [0, 0.04]]))
 
 
 @topic("moments", "Means and covariances sent backward", "R39")
@@ -74,7 +72,7 @@ def _backward(page: Page) -> None:
         the backward pass of the rows of the identity gives it, a column for each row."""
     )
     model, params = network()
-    x, target = _float64([0.05, 0.1]), random_target()
+    x, target = float64([0.05, 0.1]), random_target()
     exact = backward_moments(model, params, x, target)
     page.given("x", x, "the input of the 2-2-2 example")
     page.given("m", target.mean, "mean of the target: the target of the example")
@@ -169,7 +167,7 @@ def _forward(page: Page) -> None:
         into both. Behind a ReLU a Gaussian is no Gaussian any more, but its mean and variance have
         closed forms in the density φ and the distribution Φ of N(0, 1):"""
     )
-    mu, variance = _float64(0.3), _float64(0.25)
+    mu, variance = float64(0.3), float64(0.25)
     mean, variance_after = relu_moments(mu, variance)
     expected = figure("K.moments.relu").value
     because = "the figure K.moments.relu"
@@ -209,7 +207,7 @@ def _weights(page: Page) -> None:
         variances. Together they give the new moments:"""
     )
     given = setting("PBP_LINEAR")
-    x, m, v = (_float64(given[name]) for name in ("x", "prior_mean", "prior_var"))
+    x, m, v = (float64(given[name]) for name in ("x", "prior_mean", "prior_var"))
     y, noise = float(given["y"]), float(given["noise_var"])
     page.given("x, y", [*given["x"], y], "the example")
     page.given("m", m, "means before")
@@ -283,7 +281,3 @@ def _differences(
             log_z.append(float(evidence(x, y, moments[0], moments[1], noise).log_z))
         slopes.append((log_z[1] - log_z[0]) / (2 * step))
     return slopes
-
-
-def _float64(numbers: object) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.float64)

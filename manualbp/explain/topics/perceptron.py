@@ -10,11 +10,12 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure as Picture
 from torch import Tensor
 
+from manualbp.explain.examples import xor_descent
+from manualbp.explain.networks import flat
 from manualbp.explain.page import Page
 from manualbp.explain.registry import topic
-from manualbp.layers import AnyLayer, Linear, Sequential, Sigmoid, Step
+from manualbp.layers import AnyLayer, Linear, Sequential, Step
 from manualbp.lectures import figure, setting
-from manualbp.losses import HalfSquaredError
 from manualbp.optimizers import SGD
 from manualbp.parameters import Parameters
 from manualbp.perceptron import (
@@ -28,8 +29,6 @@ from manualbp.perceptron import (
     mistake_bound,
     most_right,
 )
-from manualbp.training.engine import ManualEngine
-from manualbp.training.step import TrainingStep
 
 COLUMNS = ("epoch", "x₁", "x₂", "t", "a", "y", "Δw₁", "Δw₂", "Δb", "w₁", "w₂", "b")
 
@@ -320,7 +319,7 @@ def xor(page: Page) -> None:
     _cycle(page, x, t)
     feature = _feature(page)
     hidden = _hidden(page, x, t)
-    trained = _trained(page, x, t)
+    trained = _trained(page, t)
     page.picture(
         "xor",
         "Where the answer is 1 (shaded): a unit with the feature x₁ x₂, a hidden layer of two "
@@ -443,30 +442,16 @@ def _hidden(page: Page, x: list[Vector], t: list[Number]) -> tuple[Sequential, P
     return model, params
 
 
-def _trained(page: Page, x: list[Vector], t: list[Number]) -> tuple[Sequential, Parameters]:
+def _trained(page: Page, t: list[Number]) -> tuple[AnyLayer, Parameters]:
     page.heading("And nobody has to set the hidden layer")
     page.say(
         """The rule cannot train hidden units: it does not know what their right answers are. With
         sigmoids in the place of the steps the error can be sent back to them. From the fourth start
         of the examples, η = 0.5, all four patterns in each update, until E ≤ 0.01:"""
     )
-    model = Sequential(Linear(2, 2), Sigmoid(), Linear(2, 1), Sigmoid())
-    params = Parameters.zeros(model.shapes(), dtype=torch.float64)
-    start = torch.tensor(setting("XOR221")["inits"][3], dtype=torch.float64)
-    views = params.views
-    views["0"].weight.copy_(start[:4].view(2, 2))
-    views["0"].bias.copy_(start[4:6])
-    views["2"].weight.copy_(start[6:8].view(1, 2))
-    views["2"].bias.copy_(start[8:])
-    inputs = torch.tensor(x, dtype=torch.float64)
-    target = torch.tensor(t, dtype=torch.float64).unsqueeze(1)
-    loss = HalfSquaredError()
-    engine = ManualEngine(TrainingStep(model, loss, SGD()), params, torch.Generator())
-    epochs = 0
-    engine.plan([0.5] * 2000)
-    while float(loss.forward(engine.predict(inputs), target)[0]) > 0.01 and epochs < 2000:
-        engine.step(inputs, target)
-        epochs += 1
+    training = xor_descent(3, SGD(0.5))
+    epochs = training.until(0.01, most=2000)
+    assert epochs is not None
     page.line(
         "epochs",
         "until E = ½ Σ_n (y_n - t_n)² ≤ 0.01",
@@ -475,13 +460,13 @@ def _trained(page: Page, x: list[Vector], t: list[Number]) -> tuple[Sequential, 
         because="the figure Z.modes.offline_sum.epochs_to_0.01, to one epoch",
         absolute=1,
     )
-    y = engine.predict(inputs).squeeze(1)
+    y = flat(training.outputs())
     page.claim(
         "The outputs lie on the right sides of 1/2.",
-        bool(((y > 0.5) == (target.squeeze(1) > 0.5)).all()),
-        "y = " + ", ".join(f"{float(n):.3f}" for n in y),
+        [y_n > 0.5 for y_n in y] == [t_n == 1 for t_n in t],
+        "y = " + ", ".join(f"{y_n:.3f}" for y_n in y),
     )
-    return model, params
+    return training.step.model, training.params
 
 
 def _wb(learning: Learning) -> list[Number]:
