@@ -52,13 +52,20 @@ def gradient(net: Network, x: Tensor, t: Tensor) -> Parameters:
 
 
 def descent(
-    net: Network, x: Tensor, t: Tensor, *, eta: float, penalty: Penalty | None = None
+    net: Network,
+    x: Tensor,
+    t: Tensor,
+    *,
+    eta: float,
+    penalty: Penalty | None = None,
+    frozen: tuple[str, ...] = (),
 ) -> Iterator[Network]:
     """Yield the network as it is and after each update w ← w - η ∂E/∂w, for as long as one asks.
 
-    The gradient is that of all examples at once and of the penalty; the weights change in place.
+    The gradient is that of all examples at once and of the penalty; the weights change in place,
+    but for those whose names are frozen.
     """
-    step = TrainingStep(net.model, net.loss, SGD(eta), penalty)
+    step = TrainingStep(net.model, net.loss, SGD(eta), penalty, frozen=frozen)
     engine = ManualEngine(step, net.params, torch.Generator())
     while True:
         yield net
@@ -66,9 +73,17 @@ def descent(
         engine.step(x, t)
 
 
-def descend(net: Network, x: Tensor, t: Tensor, *, eta: float, updates: int) -> Network:
+def descend(
+    net: Network,
+    x: Tensor,
+    t: Tensor,
+    *,
+    eta: float,
+    updates: int,
+    frozen: tuple[str, ...] = (),
+) -> Network:
     """Return the network after this many updates of `descent`."""
-    return next(islice(descent(net, x, t, eta=eta), updates, None))
+    return next(islice(descent(net, x, t, eta=eta, frozen=frozen), updates, None))
 
 
 def numbers(tensor: Tensor) -> list[Any]:
