@@ -1,11 +1,12 @@
-"""R01 to R03: the linear neuron, its squared error, gradient descent and the delta rule (PORR)."""
+"""R01 to R03: linear neuron, squared error, gradient descent and delta rule (PORR; CAZE's bias)."""
 
 from itertools import count
 
 import pytest
 import torch
 
-from manualbp.explain.networks import float64, network
+from manualbp.explain.networks import Network, float64, network
+from manualbp.layers import Linear, Sequential
 from manualbp.lectures import setting
 from manualbp.optimizers import SGD
 
@@ -30,6 +31,20 @@ def test_squared_error_of_several_outputs_is_a_sum():
     """Eq. 4 has no sum, eq. 13 needs it: E = ½ Σ_i e_i²."""
     two = network([[[1.0, 0.0], [0.0, 1.0]]])
     assert two.error(X, float64([[0.0, 0.0]])) == 0.5 * (1 + 4)
+
+
+def test_a_bias_is_the_weight_of_an_input_that_is_one():
+    """Σ_{i=1..n} w_i x_i + b = Σ_{i=0..n} w_i x_i with x_0 = 1 and w_0 = b, and so they learn."""
+    model = Sequential(Linear(2, 1))
+    with_bias = Network(model, model.parameters(dtype=torch.float64))
+    w, b = NEURON["omega"], 0.75
+    with_bias.params.load_state_dict({"0.weight": float64([w]), "0.bias": float64([b])})
+    as_weight, x = neuron([b, *w]), torch.cat([float64([[1.0]]), X], 1)
+    for _ in range(3):
+        assert with_bias.predict(X).item() == pytest.approx(as_weight.predict(x).item(), rel=1e-15)
+        with_bias.train(X, D, SGD(MU))
+        as_weight.train(x, D, SGD(MU))
+    assert with_bias.params.views["0"].bias.item() == pytest.approx(as_weight.matrices[0][0].item())
 
 
 @pytest.mark.figures("P.neuron.dw", "P.neuron.E_after1", "P.neuron.E_after1_eq11_literal")

@@ -286,9 +286,15 @@ def draw_graph(y: Node) -> Picture:
         for i, node in enumerate(nodes):
             place[node] = (2.0 * c, (len(nodes) - 1) / 2 - i)
     picture, axes = chart(9, 5)
+    arrow = {"arrowstyle": "->", "color": "0.5", "shrinkB": 36}  # it ends beside the box
     for b in order:
         for a in b.inputs:
-            axes.annotate("", place[b], place[a], arrowprops={"arrowstyle": "->", "color": "0.6"})
+            axes.annotate(
+                "",
+                place[b],
+                place[a],
+                arrowprops={"arrowstyle": "->", "color": "0.5", "shrinkB": 36},
+            )
     for node, (left, up) in place.items():
         axes.text(
             left,

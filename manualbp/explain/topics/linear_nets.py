@@ -44,6 +44,19 @@ def lms(page: Page) -> None:
     page.line("e", "y - d", e, numbers="0 - 1", figure="P.neuron.e")
     page.line("E", "½ e²", net.error(x, d), numbers="½ · (-1)²", figure="P.neuron.E")
 
+    page.say(
+        """There is no bias here. Where one is wanted, it is the weight of one more input that is
+        always 1, so nothing below changes: Σ_j x_j ω_j + b is the same sum with x_0 = 1, ω_0 = b."""
+    )
+    page.line(
+        "y with b = 0.75",
+        "Σ_{j≥0} x_j ω_j",
+        neuron([0.75, *given["omega"]]).predict(float64([[1, *given["x"]]])).item(),
+        numbers="1 · 0.75 + 1 · 0.5 + 2 · (-0.25)",
+        equals=y + 0.75,
+        because="y + b",
+    )
+
     page.heading("One step downhill")
     page.say(
         """How does E change when one weight does? By the chain rule ∂E/∂ω_j = ∂E/∂y · ∂y/∂ω_j, and
