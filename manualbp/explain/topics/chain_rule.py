@@ -289,12 +289,7 @@ def draw_graph(y: Node) -> Picture:
     arrow = {"arrowstyle": "->", "color": "0.5", "shrinkB": 36}  # it ends beside the box
     for b in order:
         for a in b.inputs:
-            axes.annotate(
-                "",
-                place[b],
-                place[a],
-                arrowprops={"arrowstyle": "->", "color": "0.5", "shrinkB": 36},
-            )
+            axes.annotate("", place[b], place[a], arrowprops=arrow)
     for node, (left, up) in place.items():
         axes.text(
             left,

@@ -46,7 +46,8 @@ def lms(page: Page) -> None:
 
     page.say(
         """There is no bias here. Where one is wanted, it is the weight of one more input that is
-        always 1, so nothing below changes: Σ_j x_j ω_j + b is the same sum with x_0 = 1, ω_0 = b."""
+        always 1: with x_0 = 1 and ω_0 = b the same sum gives Σ_j x_j ω_j + b, and nothing below
+        changes."""
     )
     page.line(
         "y with b = 0.75",
