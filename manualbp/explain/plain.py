@@ -96,6 +96,46 @@ def softmax(a: Row) -> Row:
     return [e / sum(exps) for e in exps]
 
 
+def train_2_2_2(
+    w: Row, b: Row, i: Row, t: Row, eta: float, updates: int, biases: str, order: str
+) -> Row:
+    """Return E and the two outputs of the worked 2-2-2 example after so many updates.
+
+    The same as `worked.Example.course`, written out weight by weight as a student may write it.
+    """
+    w1, w2, w3, w4, w5, w6, w7, w8 = w
+    b1, b2, b3, b4 = b  # of h1, h2, o1, o2
+    (i1, i2), (t1, t2) = i, t
+    while True:
+        h1, h2 = sigmoid(w1 * i1 + w2 * i2 + b1), sigmoid(w3 * i1 + w4 * i2 + b2)
+        o1, o2 = sigmoid(w5 * h1 + w6 * h2 + b3), sigmoid(w7 * h1 + w8 * h2 + b4)
+        if updates == 0:
+            return [((o1 - t1) ** 2 + (o2 - t2) ** 2) / 2, o1, o2]
+        updates -= 1
+        d1, d2 = (o1 - t1) * o1 * (1 - o1), (o2 - t2) * o2 * (1 - o2)  # ∂E/∂net of o1 and o2
+        v5, v6, v7, v8 = w5, w6, w7, w8
+        w5, w6, w7, w8 = (
+            w5 - eta * d1 * h1,
+            w6 - eta * d1 * h2,
+            w7 - eta * d2 * h1,
+            w8 - eta * d2 * h2,
+        )
+        if order == "updated":
+            v5, v6, v7, v8 = w5, w6, w7, w8
+        e1, e2 = (v5 * d1 + v7 * d2) * h1 * (1 - h1), (v6 * d1 + v8 * d2) * h2 * (1 - h2)
+        w1, w2, w3, w4 = (
+            w1 - eta * e1 * i1,
+            w2 - eta * e1 * i2,
+            w3 - eta * e2 * i1,
+            w4 - eta * e2 * i2,
+        )
+        if biases == "own":
+            b1, b2, b3, b4 = b1 - eta * e1, b2 - eta * e2, b3 - eta * d1, b4 - eta * d2
+        elif biases == "shared":
+            b1 = b2 = b1 - eta * (e1 + e2)
+            b3 = b4 = b3 - eta * (d1 + d2)
+
+
 def error(loss: PlainLoss, y: Sequence[Row], t: Sequence[Row]) -> float:
     """Return E of outputs y and targets t, a row for each example.
 
