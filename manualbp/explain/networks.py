@@ -125,8 +125,9 @@ class Network:
         step = TrainingStep(self.model, self.loss, rule)
         engine = ManualEngine(step, self.params, torch.Generator(), recorded=False)
         engine.plan([rule.lr] * updates)
-        outputs = [engine.step(x, target) for _ in range(updates)]
-        return [float(self.loss.forward(y, target)[0]) for y in [*outputs, self.predict(x)]]
+        outputs = (engine.step(x, target) for _ in range(updates))
+        errors = [float(self.loss.forward(y, target)[0]) for y in outputs]
+        return [*errors, self.error(x, target)]
 
     def copy(self) -> Network:
         """Return the same network with weights of its own."""

@@ -116,7 +116,7 @@ def lms(page: Page) -> None:
         limit,
         numbers="2 / (1² + 2²)",
         equals=largest_safe_rate(net, x, d),
-        because="trials of 20 steps, halving the interval between growing and shrinking errors",
+        because="trials, halving the interval between rates that lower and raise E",
         tolerance=1e-9,
     )
     outcomes = {
@@ -127,10 +127,12 @@ def lms(page: Page) -> None:
         0.41: "grows",
     }
     for rate, expected in zip(RATES, figure("P.neuron.stability").value, strict=True):
+        trained = net.copy()
+        trained.train(x, d, SGD(rate), 200)
         page.line(
             f"|e_200|, μ = {rate}",
             "|1 - μ |x|²|^200",
-            abs(error_signals(net.copy(), x, d, rate, 200)[-1]),
+            abs(trained.output_error(x, d).item()),
             numbers=f"|{1 - rate * 5:.4g}|^200: {outcomes[rate]}",
             equals=expected,
             because="the figure P.neuron.stability",
@@ -340,8 +342,8 @@ def largest_safe_rate(net: Network, x: Tensor, d: Tensor) -> float:
     low, high = 0.0, 1.0
     for _ in range(34):
         middle = (low + high) / 2
-        errors = net.copy().train(x, d, SGD(middle), 20)
-        low, high = (middle, high) if errors[-1] < errors[0] else (low, middle)
+        before, after = net.copy().train(x, d, SGD(middle))
+        low, high = (middle, high) if after < before else (low, middle)
     return low
 
 
