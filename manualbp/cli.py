@@ -12,7 +12,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import fields
 from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import tyro
 from rich.console import Console
@@ -21,12 +21,15 @@ from manualbp.checks.bench import BenchConfig, bench, print_results
 from manualbp.checks.compare import CompareConfig, compare, print_rows
 from manualbp.checks.engines import build_engine
 from manualbp.errors import CheckFailed, UsageError
+from manualbp.explain.command import ErrataConfig, ExplainConfig, explain
 from manualbp.training.config import NOT_RESUMABLE, OPEN_ON_RESUME, TrainConfig, from_mapping
 from manualbp.training.display import print_summary
 from manualbp.training.run import Interrupted, train
 from manualbp.training.run_directory import read_json
 
 DESCRIPTION = "Deep learning with every backward pass written by hand, proved against autograd."
+
+Command: TypeAlias = TrainConfig | CompareConfig | BenchConfig | ExplainConfig | ErrataConfig
 
 
 def run() -> None:
@@ -44,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _compare(command)
         if isinstance(command, BenchConfig):
             return _bench(command)
+        if isinstance(command, (ExplainConfig, ErrataConfig)):
+            return explain(command)
         return _train(command, base)
     except (UsageError, CheckFailed, Interrupted) as error:
         if "--debug" in words:
@@ -92,7 +97,7 @@ def _as_json(row: dict[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in row.items()}
 
 
-def _parse(words: list[str], base: TrainConfig) -> TrainConfig | CompareConfig | BenchConfig:
+def _parse(words: list[str], base: TrainConfig) -> Command:
     """Return the command that the words describe.
 
     tyro describes a mistake in several lines; here it becomes one line.
@@ -101,9 +106,11 @@ def _parse(words: list[str], base: TrainConfig) -> TrainConfig | CompareConfig |
         Annotated[TrainConfig, tyro.conf.subcommand("train", default=base)]
         | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
         | Annotated[BenchConfig, tyro.conf.subcommand("bench")]
+        | Annotated[ExplainConfig, tyro.conf.subcommand("explain")]
+        | Annotated[ErrataConfig, tyro.conf.subcommand("errata")]
     )
 
-    def parse() -> TrainConfig | CompareConfig | BenchConfig:
+    def parse() -> Command:
         return tyro.cli(
             commands,
             prog="manualbp",
