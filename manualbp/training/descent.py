@@ -16,7 +16,9 @@ from manualbp.recording import capture
 from manualbp.training.step import TrainingStep
 
 AT_ONCE = 10
-"""Epochs that are recorded as one piece, where nobody looks in between."""
+"""Updates that are recorded as one piece in offline training that is LONG, in epochs: it takes a
+tenth of a second to record them, and then each is a quarter faster."""
+LONG = 2000
 
 
 class Descent:
@@ -51,9 +53,10 @@ class Descent:
 
     def run(self, epochs: int) -> None:
         """Train for so many epochs more."""
-        whole, rest = divmod(epochs, AT_ONCE)
-        for size in (*repeat(AT_ONCE, whole), *repeat(1, rest)):
-            self._make_updates(self._next_coefficients(size * len(self._batches)))
+        at_once = AT_ONCE if len(self._batches) == 1 and epochs >= LONG else 1
+        for size in (*repeat(at_once, epochs // at_once), *repeat(1, epochs % at_once)):
+            for x, target in self._batches:
+                self._make_updates(x, target, self._next_coefficients(size))
 
     def errors(self, epochs: int) -> list[float]:
         """Train for so many epochs more; return E before the first and after each."""
@@ -99,14 +102,11 @@ class Descent:
         self.updates += updates
         return self._coefficients
 
-    def _plain_updates(self, coefficients: Tensor) -> Tensor:
-        """Make one update for each row; return the outputs before the last."""
-        y = self.x
-        for i, row in enumerate(coefficients.unbind()):
-            x, target = self._batches[i % len(self._batches)]
-            y = self.step(
-                self.params, self._grads, self._state, x, target, row.unbind(), Mode(training=True)
-            )
+    def _plain_updates(self, x: Tensor, target: Tensor, coefficients: Tensor) -> Tensor:
+        """Make one update for each row of coefficients; return the outputs before the last."""
+        training, y = Mode(training=True), x
+        for row in coefficients.unbind():
+            y = self.step(self.params, self._grads, self._state, x, target, row.unbind(), training)
         return y
 
     def _plain_error(self, x: Tensor, target: Tensor) -> Tensor:

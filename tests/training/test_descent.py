@@ -32,10 +32,12 @@ def a_descent(rule: Optimizer, batch_size: int = 0) -> Descent:
 
 @pytest.mark.parametrize("rule", [SGD(0.1), SGD(0.1, 0.9, dampening=0.5), Adam(0.01)], ids=str)
 @pytest.mark.parametrize("batch_size", [0, 1, 3])
+@pytest.mark.parametrize("long", [20, 24])
 def test_23_epochs_are_the_updates_of_an_engine_one_by_one(
-    rule: Optimizer, batch_size: int
+    rule: Optimizer, batch_size: int, long: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Adam's coefficients change at each update, and 23 is two recorded pieces and three more."""
+    """Adam's coefficients change at each update; 23 is two recorded pieces and three more."""
+    monkeypatch.setattr("manualbp.training.descent.LONG", long)
     descent = a_descent(rule, batch_size)
     descent.run(23)
     step = TrainingStep(MODEL, MSELoss(), rule)
