@@ -50,20 +50,24 @@ SMOOTH: Mapping[str, tuple[str, AnyLayer, str]] = {
 }
 LEAKY, INNER = "0.1 for v < 0, 1 for v > 0", "1 for 0 < v < 1, else 0"
 KINKED: Mapping[str, tuple[str, AnyLayer, str]] = {
-    "ReLU, 0 at 0": ("0 for v < 0, 1 for v > 0", ReLU(0.0), "dact.relu_d0=0"),
-    "ReLU, 1 at 0": ("0 for v < 0, 1 for v > 0", ReLU(1.0), "dact.relu_d0=1"),
-    "leaky, 0.1 at 0": ("0.1 for v < 0, 1 for v > 0", LeakyReLU(0.1), "dact.leaky_relu_0.1_d0=0.1"),
-    "leaky, 1 at 0": (
+    "ReLU', 0 at 0": ("0 for v < 0, 1 for v > 0", ReLU(0.0), "dact.relu_d0=0"),
+    "ReLU', 1 at 0": ("0 for v < 0, 1 for v > 0", ReLU(1.0), "dact.relu_d0=1"),
+    "leaky', 0.1 at 0": (
+        "0.1 for v < 0, 1 for v > 0",
+        LeakyReLU(0.1),
+        "dact.leaky_relu_0.1_d0=0.1",
+    ),
+    "leaky', 1 at 0": (
         "0.1 for v < 0, 1 for v > 0",
         LeakyReLU(0.1, 1.0),
         "dact.leaky_relu_0.1_d0=1",
     ),
-    "piecewise, 0 at 0, 1": (
+    "piecewise', 0 at 0, 1": (
         "1 for 0 < v < 1, else 0",
         PiecewiseLinear(0.0, 0.0),
         "dact.piecewise_linear_open",
     ),
-    "piecewise, 1 at 0, 1": (
+    "piecewise', 1 at 0, 1": (
         "1 for 0 < v < 1, else 0",
         PiecewiseLinear(1.0, 1.0),
         "dact.piecewise_linear_closed",

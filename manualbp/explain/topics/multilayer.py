@@ -122,7 +122,7 @@ def backprop_step_by_step(page: Page) -> None:
         "h_1[1] Σ_k W_3[j,k] r_3[k]",
         stages[2].x[0, 0] * stages[3].dy[0],
         equals=figure("K.trap.missing_factor").value[1],
-        because="the figure K.trap.missing_factor, what must not come out",
+        because="what the lecture's line comes to, K.trap.missing_factor",
     )
 
     page.heading("What the storing saves")
@@ -330,7 +330,7 @@ def deep_networks(page: Page) -> None:
     target = float64([[0.7]])
     losses = deep.copy().train(x, target, SGD(0.1), 10)
     page.claim(
-        "10 updates of the 100 rotating tanh layers, α = 0.1, bring ŷ to its target 0.7.",
+        "10 updates of the 100 rotating tanh layers, α = 0.1, bring ŷ close to its target 0.7.",
         losses[-1] < 0.01 * losses[0],
         f"J = {losses[0]:.4g} before, {losses[-1]:.4g} after",
     )
