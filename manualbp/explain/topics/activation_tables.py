@@ -48,30 +48,16 @@ SMOOTH: Mapping[str, tuple[str, AnyLayer, str]] = {
     "dtanh(v/2)/dv": ("½ (1 - y²)", TanhHalf(), "dact.tanh_half"),
     "dtanh/dv": ("1 - y²", Tanh(), "dact.tanh"),
 }
-LEAKY, INNER = "0.1 for v < 0, 1 for v > 0", "1 for 0 < v < 1, else 0"
+_RELU = "0 for v < 0, 1 for v > 0"
+_LEAKY = "0.1 for v < 0, 1 for v > 0"
+_INNER = "1 for 0 < v < 1, else 0"
 KINKED: Mapping[str, tuple[str, AnyLayer, str]] = {
-    "ReLU', 0 at 0": ("0 for v < 0, 1 for v > 0", ReLU(0.0), "dact.relu_d0=0"),
-    "ReLU', 1 at 0": ("0 for v < 0, 1 for v > 0", ReLU(1.0), "dact.relu_d0=1"),
-    "leaky', 0.1 at 0": (
-        "0.1 for v < 0, 1 for v > 0",
-        LeakyReLU(0.1),
-        "dact.leaky_relu_0.1_d0=0.1",
-    ),
-    "leaky', 1 at 0": (
-        "0.1 for v < 0, 1 for v > 0",
-        LeakyReLU(0.1, 1.0),
-        "dact.leaky_relu_0.1_d0=1",
-    ),
-    "piecewise', 0 at 0, 1": (
-        "1 for 0 < v < 1, else 0",
-        PiecewiseLinear(0.0, 0.0),
-        "dact.piecewise_linear_open",
-    ),
-    "piecewise', 1 at 0, 1": (
-        "1 for 0 < v < 1, else 0",
-        PiecewiseLinear(1.0, 1.0),
-        "dact.piecewise_linear_closed",
-    ),
+    "ReLU', 0 at 0": (_RELU, ReLU(0.0), "dact.relu_d0=0"),
+    "ReLU', 1 at 0": (_RELU, ReLU(1.0), "dact.relu_d0=1"),
+    "leaky', 0.1 at 0": (_LEAKY, LeakyReLU(0.1, 0.1), "dact.leaky_relu_0.1_d0=0.1"),
+    "leaky', 1 at 0": (_LEAKY, LeakyReLU(0.1, 1.0), "dact.leaky_relu_0.1_d0=1"),
+    "piecewise', 0 at 0, 1": (_INNER, PiecewiseLinear(0.0, 0.0), "dact.piecewise_linear_open"),
+    "piecewise', 1 at 0, 1": (_INNER, PiecewiseLinear(1.0, 1.0), "dact.piecewise_linear_closed"),
 }
 """The same for derivatives."""
 
