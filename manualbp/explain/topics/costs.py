@@ -174,12 +174,12 @@ def _squared(page: Page) -> None:
     E, dy = cost(MSELoss("sum"), y, t)
     page.line(
         "E, the sum",
-        "E = Σ_n Σ_k (y_nk - t_nk)²",
+        "Σ_n Σ_k (y_nk - t_nk)²",
         E,
         numbers="0.09 + 0.04 + 0.01 + 0.01 + 0.36 + 0.49",
         figure="D.cost.mse",
     )
-    page.line("its slope", "∂E/∂y_nk = 2 (y_nk - t_nk)", dy, figure="D.cost.mse_grad")
+    page.line("∂E/∂y_nk", "2 (y_nk - t_nk)", dy, figure="D.cost.mse_grad")
     for name, loss, equation, share, slope in (
         ("with ½", HalfSquaredError(), "½ Σ_n Σ_k (y_nk - t_nk)²", 1 / 2, "y_nk - t_nk"),
         ("the mean", MSELoss(), "1/M Σ_n Σ_k (y_nk - t_nk)²", 1 / 6, "2/M (y_nk - t_nk)"),
@@ -187,15 +187,15 @@ def _squared(page: Page) -> None:
         E_here, dy_here = cost(loss, y, t)
         page.line(
             f"E, {name}",
-            f"E = {equation}",
+            equation,
             E_here,
-            numbers="M = 6 terms" if share < 0.5 else "",
+            numbers="½ · 1" if share == 0.5 else "1/6 · 1",
             equals=E * share,
             because="a half of the sum" if share == 0.5 else "a sixth of the sum",
         )
         page.line(
-            "its slope",
-            f"∂E/∂y_nk = {slope}",
+            "∂E/∂y_nk",
+            slope,
             dy_here,
             equals=_differences(loss, y, t),
             because="central differences",
@@ -224,10 +224,10 @@ def _cross_entropy(page: Page) -> None:
         numbers="-ln 0.7 - ln 0.3",
         figure="D.cost.ce",
     )
-    page.line("its slope", "∂E/∂y_nk = -t_nk / y_nk", dy, figure="D.cost.ce_grad")
+    page.line("∂E/∂y_nk", "-t_nk / y_nk", dy, figure="D.cost.ce_grad")
     page.line(
-        "its slope",
         "∂E/∂y_nk",
+        "-t_nk / y_nk",
         dy,
         equals=_differences(loss, y, t),
         because="central differences",
@@ -254,10 +254,10 @@ def _softmax(page: Page) -> None:
     )
     page.given("a", a)
     page.given("t", t, "class 3")
-    page.line("y", "y_k = e^a_k / Σ_j e^a_j", steps.y, figure="act.softmax")
+    page.line("y_k", "e^a_k / Σ_j e^a_j", steps.y, figure="act.softmax")
     page.line(
-        "∂E/∂y",
-        "E = -Σ_k t_k ln y_k,  ∂E/∂y_k = -t_k / y_k",
+        "∂E/∂y_k",
+        "-t_k / y_k",
         steps.dy,
         equals=_differences(CrossEntropyOfProbabilities(), steps.y, t),
         because="central differences",
@@ -268,10 +268,10 @@ def _softmax(page: Page) -> None:
         of the softmax is a matrix, in which row k and column j tell how y_k answers to a_j; its
         columns sum to 0, as the outputs always sum to 1."""
     )
-    page.line("∂y/∂a", "∂y_k/∂a_j = y_k (δ_kj - y_j)", steps.jacobian, figure="act.softmax_jac")
+    page.line("∂y_k/∂a_j", "y_k (δ_kj - y_j)", steps.jacobian, figure="act.softmax_jac")
     page.line(
-        "δ, in two steps",
-        "δ_j = Σ_k ∂E/∂y_k ∂y_k/∂a_j",
+        "δ_j, in two steps",
+        "Σ_k ∂E/∂y_k ∂y_k/∂a_j",
         steps.delta,
         equals=data[0],
         because="the figure D.delta_softmax",
@@ -281,8 +281,8 @@ def _softmax(page: Page) -> None:
         cancel, and where the targets sum to 1 what is left is y_j - t_j."""
     )
     page.line(
-        "δ, in one step",
-        "δ_j = y_j - t_j",
+        "δ_j, in one step",
+        "y_j - t_j",
         steps.closed,
         equals=steps.delta,
         because="the two steps",
@@ -296,19 +296,19 @@ def _softmax(page: Page) -> None:
     )
     t = float64([0.0, 1.0, 1.0])
     page.line(
-        "δ for targets of sum 2",
-        "δ_j = 2 y_j - t_j",
+        "δ_j for t = (0, 1, 1)",
+        "y_j Σ_k t_k - t_j",
         softmax_steps(a, t).closed,
-        numbers="t = (0, 1, 1)",
+        numbers="2 y_j - t_j",
         equals=2 * steps.y - t,
         because="put in by hand",
     )
     page.heading("Why a network is trained in one step")
     page.line(
-        "y of large logits",
-        "y_k = e^(a_k - max a) / Σ_j e^(a_j - max a)",
+        "y_k",
+        "e^(a_k - max a) / Σ_j e^(a_j - max a)",
         Softmax().forward(Parameters.zeros({}).views, float64([1000.0, 1000.0, 999.0]))[0],
-        numbers="a = (1000, 1000, 999)",
+        numbers="(1, 1, e^-1) / (2 + e^-1) for a = (1000, 1000, 999)",
         figure="act.softmax_big",
     )
     a, t = float64([1000.0, 0.0]), float64([0.0, 1.0])
@@ -318,8 +318,12 @@ def _softmax(page: Page) -> None:
     page.claim(
         """Where an output is too small for a number, -t/y is infinite and the two steps end in
         NaN; the logits still tell E and y - t.""",
-        E == 1000 and numbers(delta) == [1, -1] and E_of_y == inf,
-        f"a = (1000, 0), t = (0, 1): E = {E_of_y} and {E:g}, δ = (1, -1)",
+        E == 1000
+        and numbers(delta) == [1, -1]
+        and E_of_y == inf
+        and bool(two_steps.delta.isnan().any()),
+        f"a = (1000, 0), t = (0, 1): E = {E_of_y} and {E:g}, "
+        f"δ = {numbers(two_steps.delta)} and {numbers(delta)}",
     )
 
 
@@ -337,8 +341,8 @@ def _saturated(page: Page) -> None:
         does."""
     )
     for name, equation, delta, loss in (
-        ("δ, squared error", "δ = (y - t) y (1 - y)", squared, HalfSquaredError()),
-        ("δ, cross-entropy", "δ = y - t", crossed, BCEWithLogitsLoss("sum")),
+        ("δ, squared error", "(y - t) y (1 - y)", squared, HalfSquaredError()),
+        ("δ, cross-entropy", "y - t", crossed, BCEWithLogitsLoss("sum")),
     ):
         through = Sigmoid() if loss == HalfSquaredError() else None
         page.line(
@@ -372,7 +376,7 @@ def _penalty(page: Page) -> None:
     )
     page.line(
         "λ R",
-        "λ R = ½ λ Σ w²",
+        "½ λ Σ w²",
         penalty_of_weights(),
         numbers="½ 0.01 (1 + 4 + 0.25 + 0)",
         figure="D.cost.reg",
@@ -387,47 +391,48 @@ def _penalty(page: Page) -> None:
     page.given("t", data["targets"])
     page.given("w1 ... w8, b1, b2", list(data["weights"].values()))
     names = (
-        ("z", "z_j = tanh(a_j¹)", found.z),
-        ("y", "y_k = e^a_k² / Σ_j e^a_j²", found.y),
-        ("E", "E = -Σ_k t_k ln y_k + λ R", found.E),
-        ("δ²", "δ_k² = y_k - t_k", found.delta2),
-        ("δ¹", "δ_j¹ = (1 - z_j²) Σ_k δ_k² w_kj²", found.delta1),
-        ("∂E/∂W¹", "∂E/∂w_ji¹ = δ_j¹ x_i + λ w_ji¹", found.dW1),
-        ("∂E/∂W²", "∂E/∂w_kj² = δ_k² z_j + λ w_kj²", found.dW2),
+        ("z_j", "tanh(a¹_j)", found.z),
+        ("y_k", "exp(a²_k) / Σ_j exp(a²_j)", found.y),
+        ("E", "-Σ_k t_k ln y_k + λ R", found.E),
+        ("δ²_k", "y_k - t_k", found.delta2),
+        ("δ¹_j", "(1 - z_j z_j) Σ_k δ²_k w²_kj", found.delta1),
+        ("∂E/∂w¹_ji", "δ¹_j x_i + λ w¹_ji", found.dW1),
+        ("∂E/∂w²_kj", "δ²_k z_j + λ w²_kj", found.dW2),
     )
     for (name, equation, value), expected in zip(names, figure("D.net").value, strict=True):
         page.line(name, equation, value, equals=expected, because="the figure D.net")
     page.say(
         """The slide writes λ R into the error E^n of one example, and E is the sum of these over
         the examples. Then R is counted once for each example, and the same λ means more the more
-        data there are. Beside the sum, or as λ/N inside, it is counted once."""
+        data there are. Beside the sum, or as λ/N inside, it is counted once. Here N is 4."""
     )
     inside, beside = factors_of_r(4)
     expected = figure("D.lambda_N").value
     page.line(
-        "factor of R, beside the sum",
-        "E = Σ_n E^n + λ R",
+        "factor of R, beside",
+        "(E - Σ_n E^n) / R,  E = Σ_n E^n + λ R",
         beside,
-        numbers="λ = 0.01, N = 4",
         equals=expected[1],
         because="the figure D.lambda_N",
     )
     page.line(
-        "factor of R, inside the sum",
-        "E = Σ_n (E^n + λ R) = Σ_n E^n + N λ R",
+        "factor of R, inside",
+        "(E - Σ_n E^n) / R,  E = Σ_n (E^n + λ R)",
         inside,
         numbers="4 · 0.01",
         equals=expected[0],
         because="the figure D.lambda_N",
     )
+    page.say("Where the data have no gradient, an update makes every weight a little shorter.")
     before, after, lam = shrinking(ETA)
+    page.given("w_ij", before)
     page.line(
-        "W after an update",
-        "w ← w - η (0 + λ w) = (1 - η λ) w",
+        "w_ij after an update",
+        "w_ij - η (0 + λ w_ij)",
         after,
-        numbers="η = 0.5, no gradient from the data: every weight times 0.995",
+        numbers="w_ij - 0.5 · 0.01 w_ij",
         equals=(1 - ETA * lam) * before,
-        because="put in by hand",
+        because="(1 - η λ) w_ij",
     )
     page.say("This shrinking gives the penalty its other name, weight decay.")
 

@@ -111,8 +111,8 @@ def _at_the_start(page: Page) -> None:
     page.say("XOR, with two tanh units and a logistic output, before any training.")
     page.table(("x_1", "x_2", "t", "φ_1", "φ_2"), numbers(torch.cat([x, t, phi], 1)), "Features")
     page.line(
-        "∂E/∂(b², W²) in the network",
-        "∂E/∂w_j² = Σ_n (y_n - t_n) φ_nj,  φ_n0 = 1",
+        "∂E/∂w²_j, j = 0, 1, 2",
+        "Σ_n (y_n - t_n) φ_nj,  with φ_n0 = 1 for b²",
         output_rows(gradient(net, x, t)),
         equals=rows(gradient(output_alone(net), phi, t)),
         because="logistic regression whose inputs are the φ of the table",
@@ -126,18 +126,17 @@ def _frozen(page: Page) -> None:
     best = maximum_likelihood(phi, t)
     page.heading("With the features frozen")
     page.line(
-        "(b, w) of logistic regression on x",
-        "Σ_n (y_n - t_n) x_n = 0",
+        "(b, w_1, w_2), on x",
+        "arg min E of logistic regression",
         rows(maximum_likelihood(x, t).params),
         equals=[[0.0, 0.0, 0.0]],
         because="XOR has no line: the best is y = ½ for all",
     )
     descend(net, x, t, eta=ETA, updates=5000, frozen=HIDDEN)
     page.line(
-        "(b², W²) after 5000 updates",
-        "w² ← w² - η Σ_n (y_n - t_n) φ_n",
+        "(b², w²_1, w²_2), on φ",
+        f"w²_j - η Σ_n (y_n - t_n) φ_nj, 5000 times with η = {ETA}",
         output_rows(net.params),
-        numbers=f"η = {ETA}, W¹ and b¹ frozen",
         equals=rows(best.params),
         because="the point of maximum likelihood of logistic regression on φ",
         tolerance=1e-8,
@@ -164,10 +163,10 @@ def _all_four(page: Page) -> None:
         ("x_1", "x_2", "t", "φ_1", "φ_2", "y"), numbers(torch.cat([x, t, phi, y], 1)), "Features"
     )
     page.line(
-        "y",
-        "y_n = σ(b² + Σ_j w_j² φ_nj)",
-        y,
-        equals=output_alone(net).predict(phi).sigmoid(),
+        "y_n",
+        "σ(b² + Σ_j w²_j φ_nj)",
+        y.flatten(),
+        equals=output_alone(net).predict(phi).sigmoid().flatten(),
         because="the output layer alone, on the φ of the table",
     )
     wrong = int(((y > 0.5) != (t == 1)).sum())
@@ -175,7 +174,7 @@ def _all_four(page: Page) -> None:
     page.claim(
         "On the learned features the classes are separable; on x no line separates them.",
         is_separated(output_alone(net), phi, t),
-        f"b², w² = {', '.join(f'{w:.3f}' for w in output_rows(net.params).flatten())}",
+        f"(b², w²_1, w²_2) = {', '.join(f'{w:.3f}' for w in output_rows(net.params).flatten())}",
     )
     page.picture(
         "xor",
@@ -196,9 +195,8 @@ def _regression(page: Page) -> None:
     )
     page.line(
         "E with these features",
-        "E = ½ Σ_n (b² + Σ_j w_j² φ_nj - t_n)²",
+        "½ Σ_n (b² + Σ_j w²_j φ_nj - t_n)²",
         net.error(x, t),
-        numbers="W², b² from the normal equations",
         equals=least_squares(phi, t).error(phi, t),
         because="least squares on φ",
     )

@@ -146,29 +146,30 @@ def _outliers(page: Page) -> None:
         x, t = overlapping(outliers)
         both = boundaries(outliers)
         expected = figure(f"D.lslr.{outliers}").value
+        page.say(f"{outliers.capitalize()} the far points:")
         names = ("least squares", "logistic")
         for k, (name, found) in enumerate(zip(names, both, strict=True)):
             equation = "(½ - w_0) / w_1" if k == 0 else "-w_0 / w_1"
             w0, w1 = found.weights
             because = f"the figure D.lslr.{outliers}"
             page.line(
-                f"w, {name}, {outliers} them",
-                "Φᵀ(Φw - t) = 0" if k == 0 else "Φᵀ(σ(Φw) - t) = 0",
+                f"w, {name}",
+                "(ΦᵀΦ)⁻¹ Φᵀt" if k == 0 else "the w at which Φᵀ(σ(Φw) - t) = 0",
                 [w0, w1],
                 equals=expected[3 * k],
                 because=because,
             )
             page.line(
-                f"boundary, {name}, {outliers} them",
-                f"x = {equation}",
+                f"boundary, {name}",
+                equation,
                 found.place,
                 numbers=f"({0.5 - w0 if k == 0 else -w0:.6f}) / {w1:.6f}",
                 equals=expected[3 * k + 1],
                 because=because,
             )
             page.line(
-                f"errors, {name}, {outliers} them",
-                "Σ_n [example n on the wrong side]",
+                f"errors, {name}",
+                "Σ_n [example n is on the wrong side]",
                 found.errors(x, t),
                 equals=expected[3 * k + 2],
                 because=because,
@@ -209,8 +210,8 @@ def _masking(page: Page) -> None:
     net = least_squares(x, one_hot(classes))
     weights, predictions, updates = figure("D.mask").value
     page.line(
-        "W, rows bias and slope, columns classes",
-        "ΦᵀΦ W = ΦᵀT",
+        "W",
+        "(ΦᵀΦ)⁻¹ ΦᵀT, rows bias and slope, columns classes",
         rows(net.params).T,
         equals=weights,
         because="the figure D.mask",
@@ -246,10 +247,9 @@ def _masking(page: Page) -> None:
         W = 0 soon put each class where it belongs."""
     )
     page.line(
-        "updates until all 12 are right",
-        "W ← W - η (Y - T)ᵀΦ",
+        "updates of the softmax",
+        "the first number at which all 12 are right",
         made,
-        numbers=f"η = {ETA}",
         equals=updates,
         because="the figure D.mask",
     )

@@ -137,16 +137,16 @@ def _two_classes(page: Page) -> None:
         probability that the model gives to what was observed."""
     )
     page.line(
-        "y",
-        "y_n = σ(w_0 + w_1 x_n)",
+        "y_n at w = (0, 0)",
+        "σ(w_0 + w_1 x_n)",
         net.predict(x).sigmoid().flatten(),
-        numbers="w = (0, 0): σ(0), six times",
+        numbers="σ(0)",
         equals=[0.5] * 6,
         because="σ(0) = 1/2",
     )
     page.line(
-        "E",
-        "E = -Σ_n [t_n ln y_n + (1 - t_n) ln(1 - y_n)]",
+        "E at w = (0, 0)",
+        "-Σ_n [t_n ln y_n + (1 - t_n) ln(1 - y_n)]",
         net.error(x, t),
         numbers="6 ln 2",
         figure="D.logreg.E0",
@@ -159,10 +159,10 @@ def _two_classes(page: Page) -> None:
         the error y - t times the feature. In matrix form that is Φᵀ(y - t)."""
     )
     page.line(
-        "∇E at w = (0, 0)",
-        "∂E/∂w_i = Σ_n (y_n - t_n) φ_ni",
+        "∂E/∂w_i at w = (0, 0)",
+        "Σ_n (y_n - t_n) φ_ni",
         rows(gradient(net, x, t)).flatten(),
-        numbers="½ (-2 - 1 + 1) - ½ (0 + 2 + 3) = -3.5 for i = 1",
+        numbers="(½ + ½ - ½ + ½ - ½ - ½, -1 - ½ - 0 + ½ - 1 - 3/2)",
         figure="D.logreg.grad0",
     )
     w = float64([[0.3, -0.2]])
@@ -173,26 +173,25 @@ def _two_classes(page: Page) -> None:
     page.table(
         ("x", "t", "a", "y", "y - t", "(y - t) x"),
         numbers(torch.cat(columns, 1)),
-        "The same at w = (0.3, -0.2), example by example",
+        "At w = (0.3, -0.2): the last two columns add up to the gradient",
     )
     found = rows(gradient(net, x, t))
     page.line(
-        "∇E at w = (0.3, -0.2)",
-        "∂E/∂w_i = Σ_n (y_n - t_n) φ_ni",
+        "∂E/∂w_i",
+        "Σ_n (y_n - t_n) φ_ni",
         found.flatten(),
-        numbers="the sums of the last two columns",
         figure="D.logreg.grad1",
     )
     page.line(
-        "∇E as Φᵀ(y - t)",
-        "∂E/∂w_i = Σ_n φ_ni (y_n - t_n)",
+        "∂E/∂w",
+        "Φᵀ(y - t)",
         (phi.T @ (y - t)).flatten(),
         equals=found.flatten(),
         because="the layers' backward pass",
     )
     page.line(
-        "∇E",
         "∂E/∂w_i",
+        "Σ_n (y_n - t_n) φ_ni",
         found.flatten(),
         equals=central_differences(
             lambda: float64(linear_model(w, TWO_CLASSES).error(x, t)), w, float64(1.0)
@@ -215,10 +214,9 @@ def _maximum(page: Page) -> None:
         steps; gradient descent needs more and knows less."""
     )
     page.line(
-        "w and E there",
-        "Σ_n (y_n - t_n) φ_n = 0",
+        "(w_0, w_1, E)",
+        "arg min E and min E, by Newton's method",
         [*numbers(w.flatten()), best.error(x, t)],
-        numbers="by Newton's method",
         equals=[*figure("D.logreg.ml").value[0], figure("D.logreg.ml").value[1]],
         because="the figure D.logreg.ml",
     )
@@ -231,10 +229,9 @@ def _maximum(page: Page) -> None:
     for start in STARTS:
         net = descend(logistic(*start), x, t, eta=0.1, updates=5000)
         page.line(
-            f"w after 5000 updates from {start}",
-            "w ← w - η Φᵀ(y - t)",
+            f"w from {start}",
+            "w - η Φᵀ(y - t), 5000 times with η = 0.1",
             rows(net.params),
-            numbers="η = 0.1",
             equals=w,
             because="Newton's method",
             tolerance=1e-10,
@@ -246,9 +243,13 @@ def _maximum(page: Page) -> None:
     )
 
     page.heading("The error surface")
+    page.say(
+        """Over the two weights E is a bowl. Here are nine points of it, with w_0 = -1, 0, 1 in the
+        rows and w_1 = 0, 1, 2 in the columns."""
+    )
     page.line(
         "E(w_0, w_1)",
-        "E at w_0 = -1, 0, 1 (rows), w_1 = 0, 1, 2 (columns)",
+        "-Σ_n [t_n ln y_n + (1 - t_n) ln(1 - y_n)]",
         error_surface((-1, 0, 1), (0, 1, 2)),
         figure="D.surface",
     )
@@ -277,14 +278,13 @@ def _separable(page: Page) -> None:
         "Gradient descent with η = 1 from w = 0",
     )
     for column, name, equation in (
-        (1, "w", "w ← w + 2η / (1 + e^w)"),
-        (2, "E", "E = 2 ln(1 + e^-w)"),
+        (1, "w_n", "w_(n-1) + 2η / (1 + e^w_(n-1))"),
+        (2, "E_n", "2 ln(1 + e^-w_n)"),
     ):
         page.line(
-            f"{name} after n updates",
+            name,
             equation,
             [row[column] for row in found],
-            numbers="n = 1, 10, 100, 1000, 10000",
             equals=[row[column] for row in expected],
             because="the figure D.logreg.separable",
         )
@@ -314,7 +314,7 @@ def _k_classes(page: Page) -> None:
     )
     page.line(
         "E at W = 0",
-        "E = -Σ_n Σ_k t_nk ln y_nk",
+        "-Σ_n Σ_k t_nk ln y_nk",
         net.error(x, t),
         numbers="7 ln 3",
         figure="D.logregK.E0",
@@ -326,8 +326,8 @@ def _k_classes(page: Page) -> None:
     )
     found = rows(gradient(net, x, t))
     page.line(
-        "∇E at W = 0",
-        "∂E/∂w_ji = Σ_n (y_nj - t_nj) φ_ni",
+        "∂E/∂w_ji at W = 0",
+        "Σ_n (y_nj - t_nj) φ_ni",
         found,
         figure="D.logregK.grad0",
     )
@@ -341,15 +341,14 @@ def _k_classes(page: Page) -> None:
     descend(net, x, t, eta=data["eta"], updates=100)
     page.line(
         "W",
-        "W ← W - η (Y - T)ᵀΦ, 100 times",
+        "W - η (Y - T)ᵀΦ, 100 times with η = 0.1",
         rows(net.params),
-        numbers="η = 0.1, a row for each class",
         figure="D.logregK.W100",
     )
     page.line("E", "E = -Σ_n Σ_k t_nk ln y_nk", net.error(x, t), figure="D.logregK.E100")
     page.line(
         "right of 7",
-        "Σ_n [argmax_k y_nk = class of n]",
+        "Σ_n [argmax_k y_nk is the class of n]",
         right(net, x, t),
         figure="D.logregK.acc100",
     )
@@ -367,11 +366,11 @@ def _k_classes(page: Page) -> None:
     )
     a = torch.randn(4, 2, generator=torch.Generator().manual_seed(page.seed), dtype=torch.float64)
     nothing = Parameters.zeros({}).views
+    page.given("(a_1, a_2)", a, "drawn from the seed")
     page.line(
-        "y_1 for four pairs of logits",
+        "y_1",
         "e^a_1 / (e^a_1 + e^a_2)",
         Softmax().forward(nothing, a)[0][:, 0],
-        numbers="drawn from the seed",
         equals=Sigmoid().forward(nothing, a[:, 0] - a[:, 1])[0],
         because="σ(a_1 - a_2)",
     )

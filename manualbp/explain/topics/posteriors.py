@@ -96,15 +96,14 @@ def _frequencies(page: Page) -> None:
     )
     net, y = learned(table)
     page.line(
-        "y for x = 0, 1, 2",
-        "y_k(x) = e^a_k(x) / Σ_j e^a_j(x)",
+        "y_k(x), rows x",
+        "exp(a_k(x)) / Σ_j exp(a_j(x))",
         y,
-        numbers=f"after {UPDATES} updates",
         figure="D.posterior",
     )
     page.line(
-        "the frequencies",
-        "p_k(x) = n_k(x) / Σ_j n_j(x)",
+        "p_k(x), rows x",
+        "n_k(x) / Σ_j n_j(x)",
         observed,
         equals=y,
         because="what the network learned",
@@ -130,35 +129,35 @@ def _frequencies(page: Page) -> None:
         because="-Σ_x Σ_k n_k(x) ln p_k(x), which no model can go below",
     )
     page.line(
-        "y of least squares",
-        "min Σ_n Σ_k (y_nk - t_nk)²",
+        "y_k(x), least squares",
+        "b_k + Σ_i w_ki φ_i",
         least_squares(x[:, 1:], one_hot(classes)).predict(
             torch.eye(len(table), dtype=torch.float64)[:, 1:]
         ),
-        numbers="one output for each class, targets 0 and 1",
         equals=observed,
-        because="the frequencies: the mean of the targets is the nearest number to all of them",
+        because="the frequencies: the mean of targets 0 and 1 is the nearest to them all",
     )
     page.say(
         """So a squared error leads to the frequencies as well, where the model can take any value
         at each x. But only the softmax makes sure on the way, and for every other x, that the
         outputs are positive and sum to 1."""
     )
+    page.say("And a stiffer model, whose logits a_k = w_k0 + w_k1 x are straight lines?")
     straight = x @ torch.arange(float(len(table)), dtype=torch.float64).unsqueeze(1)
     stiff = linear_model(torch.zeros(3, 2, dtype=torch.float64), K_CLASSES)
     descend(stiff, straight, classes, eta=0.01, updates=UPDATES)
     outputs = probabilities(stiff, straight)
     page.line(
-        "y of a stiffer model, summed over n",
-        "Σ_n y_nk, logits a_k = w_k0 + w_k1 x",
+        "Σ_n y_nk",
+        "Σ_n softmax_k(w_k0 + w_k1 x_n)",
         outputs.sum(0),
         equals=table.sum(0),
         because="Σ_n t_nk: where ∂E/∂w_k0 = Σ_n (y_nk - t_nk) is zero",
         tolerance=1e-6,
     )
     page.claim(
-        """A model with straight lines for logits cannot follow these counts: its outputs are
-        right on average, but they are not the frequencies of each x.""",
+        """It cannot follow these counts: its outputs are right on average, but they are not the
+        frequencies of each x.""",
         float((outputs - x @ observed).abs().max()) > 0.1,
         f"largest difference {float((outputs - x @ observed).abs().max()):.2f}",
     )
