@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from manualbp.checks.differences import central_differences, one_sided_differences
+from manualbp.checks.differences import central_differences
 from manualbp.errors import UsageError, did_you_mean
 from manualbp.explain import plain
 from manualbp.explain.network_values import Values, read_values
@@ -154,7 +154,7 @@ class _Walk:
         units = len(x) * sum(self.linear(l).y.shape[1] for l in range(1, self.depth + 1))
         terms = max(self.linear(l).x.shape[1] for l in range(1, self.depth + 1))
         self.unit_by_unit = units <= MOST_UNITS and terms <= MOST_TERMS
-        self.on_a_kink = self.stands_on_a_kink()
+        self.on_kinks = self.units_on_kinks()
 
     def write(self, rate: float) -> None:
         """Write all sections."""
@@ -165,6 +165,11 @@ class _Walk:
         self.page.heading("Error")
         self.squared_error() if self.p is None else self.cross_entropy(self.p)
         self.page.heading("Backward")
+        if self.on_kinks:
+            self.page.say(
+                """A unit stands on a kink, or next to it. There the layer chooses one of the two
+                slopes, and the differences follow its choice."""
+            )
         self.output_error()
         for l in range(self.depth, 0, -1):
             if l < self.depth:
@@ -290,7 +295,7 @@ class _Walk:
         def in_front(difference: str) -> str:
             return f"{front}({difference})" if front else difference
 
-        expected = self.differences_at(len(self.stages), self.dy)
+        expected = self.differences_at(len(self.stages))
         self.lines(f"d{name}", in_front(pattern), self.dy, put_in, expected, backward=True)
 
     def sent_back_to(self, l: int) -> None:
@@ -303,7 +308,7 @@ class _Walk:
             lambda n, j: " + ".join(
                 f"{_n(d)}·{_n(row[j])}" for d, row in zip(da[n], w, strict=True)
             ),
-            self.differences_at(self.places[l], above.dx),
+            self.differences_at(self.places[l]),
             backward=True,
         )
 
@@ -315,14 +320,14 @@ class _Walk:
             f"d{self.out_of(l)}[{{n}}{{j}}] f'(a{l}[{{n}}{{j}}])",
             stage.dx,
             lambda n, j: f"{_n(float(stage.dy[n, j]))}·{_n(float(slopes[n, j]))}",
-            self.differences_at(self.places[l - 1] + 1, stage.dx),
+            self.differences_at(self.places[l - 1] + 1),
             backward=True,
         )
 
     def weight_gradients(self, l: int) -> None:
         stage, (weight, bias) = self.linear(l), self.parameters(l)
         grads = self.grads.views[str(self.places[l - 1])]
-        expected = self.differences(self.whole_error, weight, grads.weight)
+        expected = self.differences_by_parameter(weight)
         n, total = ("n,", "Σ_n ") if self.several else ("", "")
         equation = f"{total}da{l}[{n}{{j}}] {self.into(l)}[{n}i]"
         if self.unit_by_unit:
@@ -340,7 +345,7 @@ class _Walk:
                 )
         else:
             self.backward_line(f"dW{l}[j,i]", equation.format(j="j"), grads.weight, expected)
-        expected = self.differences(self.whole_error, bias, grads.bias)
+        expected = self.differences_by_parameter(bias)
         self.backward_line(f"db{l}[j]", f"{total}da{l}[{n}j]", grads.bias, expected)
 
     def update(self, rate: float) -> None:
@@ -440,7 +445,7 @@ class _Walk:
             value,
             numbers=numbers,
             equals=expected,
-            because="central differences" if not self.on_a_kink else "differences on both sides",
+            because="central differences",
             tolerance=1e-5,
             absolute=1e-9 * max(1.0, self.error),  # rounding in E, over a step of 1e-6
         )
@@ -483,39 +488,42 @@ class _Walk:
 
     # What they are checked against
 
-    def whole_error(self) -> Tensor:
-        return self.net.loss.forward(self.net.predict(self.x), self.t)[0]
+    def error_from(self, k: int, h: Tensor) -> Tensor:
+        """Return E where h comes into stage k, from 0, or out of the last one.
 
-    def differences_at(self, k: int, ours: Tensor) -> Tensor:
-        """Return ∂E/∂(what leaves stage k), k from 1."""
-        v = self.stages[k - 1].y.clone()
-        above = list(enumerate(self.net.model.layers))[k:]
+        No difference reaches over a kink: a unit that stands on one goes along its tangent, with
+        the slope that its layer has chosen there.
+        """
+        for stage in self.stages[k:]:
+            views = self.net.params.views[str(k)]
+            y, _ = stage.layer.forward(views, h, mode=EVALUATION)
+            if k in self.on_kinks:
+                _, slopes = values_and_slopes(stage.layer, stage.x)
+                y = torch.where(self.on_kinks[k], stage.y + slopes * (h - stage.x), y)
+            h, k = y, k + 1
+        return self.net.loss.forward(h, self.t)[0]
 
-        def error() -> Tensor:
-            h = v
-            for place, layer in above:
-                h, _ = layer.forward(self.net.params.views[str(place)], h, mode=EVALUATION)
-            return self.net.loss.forward(h, self.t)[0]
-
-        return self.differences(error, v, ours)
-
-    def differences(self, error: Callable[[], Tensor], v: Tensor, ours: Tensor) -> Tensor:
+    def differences_by_parameter(self, v: Tensor) -> Tensor:
         one = torch.ones((), dtype=torch.float64)
-        if not self.on_a_kink:
-            return central_differences(error, v, one)
-        # On a kink every slope between those of its two sides is right.
-        low, high = one_sided_differences(error, v, one)
-        return ours.clamp(low, high)
+        return central_differences(lambda: self.error_from(0, self.x), v, one)
 
-    def stands_on_a_kink(self) -> bool:
-        """Return whether the differences would reach over the kink of an activation function."""
-        sizes = [1.0, *(float(s.x.abs().max()) for s in self.stages)]
-        margin = 1e-5 * max(*sizes, float(self.net.params.flat.abs().max())) ** 2
-        for l, name in enumerate(self.functions, 1):
+    def differences_at(self, k: int) -> Tensor:
+        """Return ∂E/∂(what comes into stage k)."""
+        one = torch.ones((), dtype=torch.float64)
+        v = (self.stages[k].x if k < len(self.stages) else self.y).clone()
+        return central_differences(lambda: self.error_from(k, v), v, one)
+
+    def units_on_kinks(self) -> dict[int, Tensor]:
+        """Return, by stage, which units differences could move over a kink (N, units)."""
+        sizes = [float(stage.x.abs().max()) for stage in self.stages]
+        margin = 1e-5 * max(1.0, *sizes, float(self.net.params.flat.abs().max())) ** 2
+        found: dict[int, Tensor] = {}
+        for place, name in zip(self.places, self.functions, strict=True):
             for kink in SCALARS[name].kinks if name else ():
-                if float((self.linear(l).y - kink).abs().min()) < margin:
-                    return True
-        return False
+                near = (self.stages[place].y - kink).abs() < margin
+                if near.any():
+                    found[place + 1] = near | found.get(place + 1, near)
+        return found
 
     def plain_outputs(self, params: Parameters) -> list[list[float]]:
         rows = _rows(self.x)
