@@ -24,6 +24,7 @@ from manualbp.errors import CheckFailed, UsageError
 from manualbp.explain.command import ErrataConfig, ExplainConfig, explain
 from manualbp.training.config import NOT_RESUMABLE, OPEN_ON_RESUME, TrainConfig, from_mapping
 from manualbp.training.display import print_summary
+from manualbp.training.experiments import experiment, is_experiment, several
 from manualbp.training.run import Interrupted, train
 from manualbp.training.run_directory import read_json
 
@@ -42,14 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         base = _base_config(words)
-        command = _parse(words, base)
+        command, *others = [_parse(line, base) for line in several(words)]
         if isinstance(command, CompareConfig):
             return _compare(command)
         if isinstance(command, BenchConfig):
             return _bench(command)
         if isinstance(command, (ExplainConfig, ErrataConfig)):
             return explain(command)
-        return _train(command, base)
+        configs = [command, *(other for other in others if isinstance(other, TrainConfig))]
+        return _experiment(configs) if is_experiment(configs) else _train(command, base)
     except (UsageError, CheckFailed, Interrupted) as error:
         if "--debug" in words:
             raise
@@ -71,6 +73,15 @@ def _train(config: TrainConfig, base: TrainConfig) -> int:
         print(json.dumps(result, indent=2))
     elif not config.quiet:
         print_summary(Console(), result)
+    return 0
+
+
+def _experiment(configs: Sequence[TrainConfig]) -> int:
+    found = experiment(configs, build_engine)
+    if configs[0].json:
+        print(json.dumps(found.as_json(), indent=2))
+    elif not configs[0].quiet:
+        found.print(Console())
     return 0
 
 
