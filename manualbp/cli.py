@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import fields
+from difflib import get_close_matches
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -146,9 +147,13 @@ def _in_one_line(text: str) -> str:
     _, message, *hints = re.split(r"^ *-+ *$", text, flags=re.MULTILINE)
     said = [message.split("Got errors:")[0]]
     for hint in hints:
-        # Of a suggestion the option is enough.
-        option = re.search(r"Perhaps you meant:\s*(--[\w-]+)", hint)
-        said += [option[0]] if option else [hint] if "helptext" not in hint else []
+        if "Perhaps you meant:" in hint:
+            # Of the suggestions the nearest option is enough.
+            options = re.findall(r"^ *(--[\w-]+)", hint, flags=re.MULTILINE)
+            typed = re.findall(r"--[\w-]+", message)
+            said += [f"Perhaps you meant: {get_close_matches(typed[0], options, 1, 0.0)[0]}"]
+        elif "helptext" not in hint:
+            said.append(hint)
     return "; ".join(" ".join(part.split()) for part in said)
 
 

@@ -95,7 +95,7 @@ def _refuse_contradictions(configs: Sequence[TrainConfig]) -> None:
     """Raise UsageError for options that do not go together."""
     some = configs[0]
     asked = ["several values"] if len(configs) > 1 else []
-    for name in ("find_lr", "cross_validate", "restarts"):
+    for name in ("cross_validate", "restarts", "find_lr"):
         if getattr(some, name):
             asked.append(f"--{name.replace('_', '-')}")
     if some.resume is not None:
@@ -191,7 +191,7 @@ class Comparison:
                 runs = [replace(config, fold=f"{k}/{folds}") for k in range(1, folds + 1)]
             alternative = Alternative(options, runs)
             if alternative.name in found:
-                raise UsageError(f"{alternative.name} is given twice: once is enough")
+                raise UsageError("two of the runs have the same settings: give each value once")
             found[alternative.name] = alternative
         return cls(kind, list(found.values()), build_engine)
 
@@ -352,7 +352,7 @@ class Comparison:
             figure = self.draw()
             if figure:
                 path = self.path / "comparison.png"
-                logs.picture(f"comparison/val_{self.monitor}", figure, path)
+                logs.picture(f"result/val_{self.monitor}", figure, path)
 
     def draw(self) -> Figure | None:
         """Return the validation loss, or score, of all runs over the one number that varies."""
@@ -371,8 +371,10 @@ class Comparison:
             folds = [(a.options[names[0]], v) for a in finite for v in a.values(self.monitor)]
             axes.plot(*zip(*folds, strict=True), ".", color="0.6", label="folds", zorder=0)
             axes.legend(frameon=False)
-        if min(values) > 0 and max(values) >= 10 * min(values):
+        if _of_several_sizes(values):
             axes.set_xscale("log")
+        if _of_several_sizes([value for a in finite for value in a.values(self.monitor)]):
+            axes.set_yscale("log")
         axes.set(xlabel=_option(names[0]), ylabel=f"validation {self.monitor}")
         axes.grid(alpha=0.3)
         return figure
@@ -384,7 +386,12 @@ def _option(name: str) -> str:
 
 def _text(value: object) -> str:
     """Return a setting as one writes it: 10 and not 10.0."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return str(value).removesuffix(".0")
+
+
+def _of_several_sizes(values: Sequence[float]) -> bool:
+    """Return whether a logarithmic scale shows these better."""
+    return min(values) > 0 and max(values) >= 10 * min(values)
 
 
 def _number(value: float) -> float | None:
