@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from io import TextIOWrapper
 from itertools import groupby
 from pathlib import Path
 from shlex import quote
@@ -96,7 +98,7 @@ class ExplainConfig:
     activation: str = "sigmoid"
     """Activation function of the hidden layers of --net."""
     loss: str = "half-squared-error"
-    """Loss of --net."""
+    """Loss of --net: half-squared-error, mse, cross-entropy or bce."""
     values: Path | None = None
     """JSON or CSV file with inputs, targets and weights for --net; drawn from the seed without."""
     debug: bool = False
@@ -139,6 +141,9 @@ def explain(config: ExplainConfig | ErrataConfig) -> int:
     if isinstance(config, ErrataConfig):
         config = ExplainConfig(("errata",), json=config.json, debug=config.debug)
     _validate(config)
+    out: object = sys.stdout
+    if isinstance(out, TextIOWrapper):
+        cast(TextIOWrapper, out).reconfigure(errors="replace")  # "?" for what it cannot encode
     console = Console(highlight=False)
     console.width = max(NARROWEST, min(WIDTH, console.width))
     if config.list or not (config.topics or config.all or config.net):
@@ -204,6 +209,7 @@ def _rule(console: Console) -> str:
 
 def _print_lines(console: Console, lines: Iterable[Text]) -> None:
     for line in lines:
+        line.rstrip()
         console.print(line, soft_wrap=True)  # they are folded already
 
 

@@ -1,7 +1,9 @@
 """`manualbp explain` as users meet it: what it prints, its exit codes, its files."""
 
+import io
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,6 +70,7 @@ def test_every_topic_holds_and_keeps_within_80_columns(name: str) -> None:
     assert "all hold." in out
     assert max(map(cell_len, out.splitlines())) <= 80
     assert not re.search(r"\x1b|[─━│╭✗]", out)  # no colours, no frames
+    assert not re.search(r" $", out, re.MULTILINE)
 
 
 @pytest.mark.parametrize("seed", [1, 2**32 - 1])
@@ -97,6 +100,17 @@ def test_a_terminal_gets_colours_and_rules(plant: Plant, monkeypatch: pytest.Mon
     assert "\x1b[1;36mA sum" in out
     assert "─" * 80 in out
     assert "─" * 81 not in out
+
+
+def test_an_output_without_greek_letters_gets_question_marks(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(sums=lambda page: page.say("Σ is a sum."))
+    ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", ascii_only)
+    assert cli.main(["explain", "sums"]) == 0
+    ascii_only.seek(0)
+    assert "? is a sum." in ascii_only.read()
 
 
 def test_several_topics_come_in_the_order_asked_for(plant: Plant) -> None:
