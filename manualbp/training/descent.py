@@ -16,9 +16,9 @@ from manualbp.recording import capture
 from manualbp.training.step import TrainingStep
 
 AT_ONCE = 10
-"""Updates that are recorded as one piece in offline training that is LONG, in epochs: it takes a
-tenth of a second to record them, and then each is a quarter faster."""
-LONG = 2000
+"""Updates that are recorded as one piece in offline training of LONG or more epochs. To record them
+takes a tenth of a second, and then each is a quarter faster."""
+LONG = 10_000
 
 
 class Descent:

@@ -18,7 +18,7 @@ from manualbp.optimizers import SGD, descend
 from manualbp.training.descent import Descent
 
 STARTS = len(setting("XOR221")["inits"])
-EPOCHS = 3000
+EPOCHS = 2000
 """For the table of all six; the lecture's numbers are those of 10,000."""
 WELL_ETA = setting("DOUBLE_WELL")["eta"]
 
@@ -90,21 +90,21 @@ def _well(page: Page) -> None:
         w = well_path(start)[-1]
         page.line(
             f"w from {start:+g}",
-            "w ← w - η (4 w³ - 4 w + 0.3)",
+            "w - η (4 w³ - 4 w + 0.3), 200 times",
             w,
             equals=expected[0],
             because="the figure Z.local_minimum",
         )
         page.line(
-            "E there",
-            "E = w⁴ - 2 w² + 0.3 w",
+            "E",
+            "w⁴ - 2 w² + 0.3 w",
             double_well(w),
             numbers=f"({w:.4f})⁴ - 2 ({w:.4f})² + 0.3 ({w:.4f})",
             equals=expected[1],
             because="the figure Z.local_minimum",
         )
         page.line(
-            "dE/dw there",
+            "dE/dw",
             "4 w³ - 4 w + 0.3",
             double_well_gradient(w),
             equals=0.0,
@@ -138,46 +138,39 @@ def _xor(page: Page) -> None:
     page.claim(
         """Two of six get stuck, where two of the four patterns keep an output of about 0.5; the
         others solve XOR.""",
-        stuck == [0, 1] and all(one.error < 0.01 for one in endings[2:]),
+        stuck == [0, 1] and all(one.error < 0.02 for one in endings[2:]),
         f"E > 0.2 from the starts {stuck}",
     )
     page.say(
         """Is that a local minimum? The gradient there is small but not zero, and E still falls: it
-        is a plateau, on which E creeps towards 0.25. On to 10,000 epochs with one that is stuck
-        and the one that will be best:"""
+        is a plateau, on which E creeps towards 0.25."""
     )
-    expected: list[list[float]] = figure("Z.restarts").value
-    for start in (0, 5):
-        trainings[start].run(10_000 - EPOCHS)
-        now = ending(start, trainings[start])
-        page.line(
-            f"E, start {start}",
-            "after 10,000 epochs",
-            now.error,
-            equals=expected[start][0],
-            because="the figure Z.restarts",
-            tolerance=1e-6,
-        )
-        page.line(
-            f"o, start {start}",
-            "outputs for 00, 01, 10, 11",
-            now.outputs,
-            equals=expected[start][1:],
-            because="the figure Z.restarts",
-            tolerance=1e-6,
-        )
     page.given(
         "E and |∂E/∂w|",
         figure("Z.restarts.long").value,
         "of the starts 0 and 1 after 100,000 epochs, too long for a page: still no way down",
     )
-    chosen = figure("Z.restarts.best")
+    index: int = figure("Z.restarts.best").value[0]
+    error: float = figure("Z.restarts.best").value[1]
+    page.claim(
+        f"Start {index} is the best of the six, as it will be after 10,000 epochs.",
+        best(endings).start == index,
+    )
+    trainings[index].run(10_000 - EPOCHS)
     page.line(
-        "best of six",
-        "its E after 10,000 epochs",
-        trainings[5].error(),
-        equals=chosen.value[1],
-        because=f"the figure Z.restarts.best, start {chosen.value[0]}",
+        "E",
+        "½ Σ_d (t_d - o_d)²",
+        trainings[index].error(),
+        equals=error,
+        because="the figure Z.restarts.best",
+        tolerance=1e-6,
+    )
+    page.line(
+        "o(00), o(01), o(10), o(11)",
+        "",
+        trainings[index].outputs().flatten(),
+        equals=figure("Z.restarts").value[index][1:],
+        because="the figure Z.restarts",
         tolerance=1e-6,
     )
     page.say(

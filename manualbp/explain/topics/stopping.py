@@ -104,16 +104,16 @@ def _curves(page: Page, curves: Curves) -> None:
     )
     for t in (1, 10, 100, 1000):
         page.line(
-            f"w({t})",
-            "w1 = 1 - 0.8^t, w2 = ½ (1 - 0.998^t)",
+            f"w1, w2 at t = {t}",
+            f"1 - 0.8^{t}, ½ (1 - 0.998^{t})",
             curves.weights[t],
             equals=closed_form(t)[:2],
             because="the closed form",
         )
     rows = [row for row in figure("Z.early.curve").value if row[0] <= 1000]
     page.line(
-        "E_train, E_val",
-        f"after {', '.join(str(int(t)) for t, _, _ in rows)} epochs",
+        f"E_train, E_val at t = {', '.join(str(int(t)) for t, _, _ in rows)}",
+        "",
         [[curves.train[int(t)], curves.val[int(t)]] for t, _, _ in rows],
         equals=[row[1:] for row in rows],
         because="the figure Z.early.curve",
@@ -131,8 +131,8 @@ def _minimum(page: Page, curves: Curves) -> None:
     t = min(range(len(curves.val)), key=curves.val.__getitem__)
     page.heading("Stop at the minimum of the validation error")
     page.line(
-        "[t, E_val, E_train]",
-        "where E_val is smallest",
+        "t, E_val, E_train at the minimum of E_val",
+        "",
         [float(t), curves.val[t], curves.train[t]],
         figure="Z.early.min",
     )
@@ -147,8 +147,8 @@ def _minimum(page: Page, curves: Curves) -> None:
     )
     stopped = stop(EarlyStopping(patience=5), curves.val)
     page.line(
-        "[stop, kept]",
-        "with patience 5: the minimum and 5 epochs more",
+        "stop, kept with patience 5",
+        "t + 5, t",
         [float(stopped.at), float(stopped.kept or 0)],
         equals=[t + 5.0, float(t)],
         because="the minimum found above",
@@ -163,8 +163,8 @@ def _patience(page: Page) -> None:
     for patience, expected in enumerate(figure("Z.early.patience").value, 1):
         stopped = stop(EarlyStopping(patience=patience), values)
         page.line(
-            f"patience {patience}",
-            "[epoch of the stop, epoch whose weights are kept]",
+            f"stop, kept with patience {patience}",
+            "",
             [float(stopped.at), float(stopped.kept or 0)],
             equals=expected,
             because="the figure Z.early.patience",
@@ -197,8 +197,8 @@ def _saturation(page: Page, curves: Curves) -> None:
         EarlyStopping(monitor="train_loss", patience=1, min_delta=1e-4), curves.train
     )
     page.line(
-        "t, training error",
-        "the same rule on E_train",
+        "t on E_train",
+        "the first with |E_train(t-1) - E_train(t)| < 1e-4",
         float(on_training.at),
         equals=float(
             next(t for t in range(1, 100) if curves.train[t - 1] - curves.train[t] <= 1e-4)
