@@ -21,7 +21,8 @@ from manualbp.explain import plain
 from manualbp.explain.network_values import Values, read_values
 from manualbp.explain.networks import Network, Stage, float64, values_and_slopes
 from manualbp.explain.page import CLOSE, Page, as_numbers
-from manualbp.explain.plain import SCALARS, PlainLoss
+from manualbp.explain.plain import PlainLoss
+from manualbp.explain.scalar_formulas import Formula, activation_formula
 from manualbp.layers import EVALUATION, AnyLayer, Linear, Sequential
 from manualbp.losses import (
     AnyLoss,
@@ -41,6 +42,13 @@ LOSSES: Mapping[PlainLoss, AnyLoss] = {
     "cross-entropy": CrossEntropyLoss(),
     "bce": BCEWithLogitsLoss(),
 }
+
+KINKS: Mapping[ActivationName, tuple[float, ...]] = {
+    "relu": (0.0,),
+    "leaky-relu": (0.0,),
+    "piecewise-linear": (0.0, 1.0),
+}
+"""Where an activation function has two slopes."""
 
 MOST_PARAMETERS = 5000
 """Each number of a larger network would have to be moved for the differences: too long a wait."""
@@ -223,13 +231,13 @@ class _Walk:
         )
         name = self.functions[l - 1]
         if name:
-            scalar, a = SCALARS[name], _rows(stage.y)
+            formula, a = _formula(name), _rows(stage.y)
             self.lines(
                 self.out_of(l),
-                _with(scalar.equation, f"a{l}[{{n}}{{j}}]"),
+                _with(formula.text, f"a{l}[{{n}}{{j}}]"),
                 self.stages[self.places[l - 1] + 1].y,
-                lambda n, j: _with(scalar.equation, _n(a[n][j])),
-                [[scalar.function(v) for v in row] for row in a],
+                lambda n, j: _with(formula.text, _n(a[n][j])),
+                [[formula.value(v) for v in row] for row in a],
             )
 
     def squared_error(self) -> None:
@@ -245,9 +253,9 @@ class _Walk:
         if self.loss == "bce":
             self.lines(
                 "p",
-                f"1 / (1 + e^-{a}[{{n}}{{j}}])",
+                f"1 / (1 + e^(-{a}[{{n}}{{j}}]))",
                 p,
-                lambda n, j: f"1 / (1 + e^-{_n(rows[n][j])})",
+                lambda n, j: f"1 / (1 + e^(-{_n(rows[n][j])}))",
                 [[plain.sigmoid(v) for v in row] for row in rows],
             )
         else:
@@ -519,7 +527,7 @@ class _Walk:
         margin = 1e-5 * max(1.0, *sizes, float(self.net.params.flat.abs().max())) ** 2
         found: dict[int, Tensor] = {}
         for place, name in zip(self.places, self.functions, strict=True):
-            for kink in SCALARS[name].kinks if name else ():
+            for kink in KINKS.get(name, ()) if name else ():
                 near = (self.stages[place].y - kink).abs() < margin
                 if near.any():
                     found[place + 1] = near | found.get(place + 1, near)
@@ -531,7 +539,7 @@ class _Walk:
             views = params.views[str(place)]
             rows = [plain.sums(row, _rows(views.weight), _row(views.bias)) for row in rows]
             if name:
-                rows = [[SCALARS[name].function(v) for v in row] for row in rows]
+                rows = [[_formula(name).value(v) for v in row] for row in rows]
         return rows
 
 
@@ -542,10 +550,16 @@ def _moved(w: Any, dw: Any, rate: float) -> Any:
     return [_moved(w_j, dw_j, rate) for w_j, dw_j in zip(w, dw, strict=True)]
 
 
-def _with(equation: str, v: str) -> str:
-    """Return the equation of an activation with something in the place of v."""
-    bare = v.removeprefix("(").removesuffix(")")
-    return equation.replace("(v)", f"({bare})").replace("(v,", f"({bare},").replace("v", v)
+def _formula(name: ActivationName) -> Formula:
+    formula = activation_formula(ACTIVATIONS[name])
+    assert formula is not None, f"{name} has no formula"
+    return formula
+
+
+def _with(text: str, x: str) -> str:
+    """Return the text of an activation function with something put in."""
+    bare = x.removeprefix("(").removesuffix(")")
+    return text.replace("({x},", f"({bare},").replace("{x}", x)
 
 
 def _rows(matrix: Tensor) -> list[list[float]]:

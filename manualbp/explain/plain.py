@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
-
-from manualbp.models import ActivationName
+from collections.abc import Sequence
+from typing import Literal
 
 Row = list[float]
 PlainLoss = Literal["half-squared-error", "mse", "cross-entropy", "bce"]
-
-
-class Scalar(NamedTuple):
-    """An activation function as a schoolbook has it, for one number."""
-
-    equation: str  # of v
-    function: Callable[[float], float]
-    kinks: tuple[float, ...] = ()
 
 
 def sigmoid(v: float) -> float:
@@ -28,58 +18,6 @@ def sigmoid(v: float) -> float:
 def softplus(v: float) -> float:
     """log(1 + e^v)"""
     return max(v, 0.0) + math.log1p(math.exp(-abs(v)))
-
-
-def _relu(v: float) -> float:
-    return max(v, 0.0)
-
-
-def _leaky_relu(v: float) -> float:
-    return max(0.1 * v, v)
-
-
-def _elu(v: float) -> float:
-    return v if v > 0 else math.expm1(v)
-
-
-def _gelu(v: float) -> float:
-    return v / 2 * (1 + math.erf(v / math.sqrt(2)))
-
-
-def _gelu_tanh(v: float) -> float:
-    return v / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3)))
-
-
-def _silu(v: float) -> float:
-    return v * sigmoid(v)
-
-
-def _softplus_layer(v: float) -> float:
-    return v if v > 20 else softplus(v)  # torch's threshold
-
-
-def _tanh_half(v: float) -> float:
-    return math.tanh(v / 2)
-
-
-def _piecewise_linear(v: float) -> float:
-    return min(max(v, 0.0), 1.0)
-
-
-SCALARS: Mapping[ActivationName, Scalar] = {
-    "relu": Scalar("max(v, 0)", _relu, (0.0,)),
-    "leaky-relu": Scalar("max(0.1·v, v)", _leaky_relu, (0.0,)),
-    "elu": Scalar("v if v > 0 else e^v - 1", _elu),
-    "gelu": Scalar("v·Φ(v)", _gelu),
-    "gelu-tanh": Scalar("½ v·(1 + tanh(√(2/π)·(v + 0.044715·v³)))", _gelu_tanh),
-    "silu": Scalar("v / (1 + e^-v)", _silu),
-    "softplus": Scalar("log(1 + e^v)", _softplus_layer),
-    "sigmoid": Scalar("1 / (1 + e^-v)", sigmoid),
-    "tanh": Scalar("tanh(v)", math.tanh),
-    "tanh-half": Scalar("tanh(v/2)", _tanh_half),
-    "piecewise-linear": Scalar("min(max(v, 0), 1)", _piecewise_linear, (0.0, 1.0)),
-}
-"""The activations of `manualbp.models`."""
 
 
 def sums(h: Row, weight: list[Row], bias: Row) -> Row:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import cosh, erf, exp, log, pi, sinh, sqrt, tanh
+from math import cosh, erf, exp, expm1, log, pi, sqrt, tanh
 from typing import Any
 
-from manualbp.explain.plain import sigmoid
+from manualbp.explain.plain import sigmoid, softplus
 from manualbp.layers import (
     ELU,
     GELU,
@@ -73,7 +73,7 @@ def _elu(layer: ELU) -> Formula:
     return Formula(
         f"{{x}} if {{x}} > 0 else {a:g} (e^{{x}} - 1)",
         f"1 if {{x}} > 0 else {a:g} e^{{x}}",
-        lambda x: x if x > 0 else a * (exp(x) - 1),
+        lambda x: x if x > 0 else a * expm1(x),
         lambda x: 1.0 if x > 0 else a * exp(x),
     )
 
@@ -103,7 +103,7 @@ def _softplus(layer: Softplus) -> Formula:
     return Formula(
         "log(1 + e^{x})" if b == 1 else f"log(1 + e^({b:g} {{x}})) / {b:g}",
         "1 / (1 + e^(-{x}))" if b == 1 else f"1 / (1 + e^(-{b:g} {{x}}))",
-        lambda x: x if b * x > layer.threshold else log(1 + exp(b * x)) / b,
+        lambda x: x if b * x > layer.threshold else softplus(b * x) / b,
         lambda x: 1.0 if b * x > layer.threshold else sigmoid(b * x),
     )
 
@@ -127,13 +127,13 @@ _FORMULAS: Mapping[type[AnyLayer], Callable[[Any], Formula]] = {
     Tanh: lambda _: Formula(
         "(e^{x} - e^(-{x})) / (e^{x} + e^(-{x}))",
         "1 - {y}²",
-        lambda x: sinh(x) / cosh(x),
+        tanh,
         lambda x: 1 / cosh(x) ** 2,
     ),
     TanhHalf: lambda _: Formula(
         "(1 - e^(-{x})) / (1 + e^(-{x}))",
         "½ (1 - {y}²)",
-        lambda x: (1 - exp(-x)) / (1 + exp(-x)),
+        lambda x: tanh(x / 2),
         lambda x: 1 / (2 * cosh(x / 2) ** 2),
     ),
     ReLU: lambda _: Formula(
