@@ -91,6 +91,7 @@ def _(page: Page) -> None:
     page.claim(
         "Read literally, with Θ'(0) = 1 every inactive unit would learn as if it were active.",
         slopes == [0, 0, 0, 1],
+        f"Θ'(y) = {slopes[3]:g} where Θ'(v) = {slopes[2]:g}",
     )
 
 
@@ -156,8 +157,9 @@ def _(page: Page) -> None:
     (slopes,) = net.pull_back(x, float64([[1.0]]))
     page.line("∂y/∂ω_k", "y_k", slopes.view(-1), equals=NEURON["x"], because="the inputs")
     page.claim(
-        "Not Σ_k y_k = 3, which comes out if every term of the sum is taken along.",
+        "None of them is Σ_k y_k, which comes out if every term of the sum is taken along.",
         bool((slopes != x.sum()).all()),
+        f"Σ_k y_k = {float(x.sum()):g}",
     )
 
 
@@ -234,7 +236,7 @@ def _(page: Page) -> None:
     page.claim(
         "So AND, where (0, 0) should give 0, needs a constant input. With one it can be done.",
         best is not None and best.b < 0,
-        "b = -3 beside w = (2, 2)",
+        f"for instance w = ({best.w[0]}, {best.w[1]}), b = {best.b}" if best else "",
     )
 
 

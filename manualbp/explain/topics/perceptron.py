@@ -356,6 +356,7 @@ def _impossible(page: Page, x: list[Vector], t: list[Number]) -> None:
     page.claim(
         "A search through all choices of examples finds no unit either.",
         largest_margin(x, t) is None,
+        "none has a margin above 0",
     )
     page.line(
         "right at best",
