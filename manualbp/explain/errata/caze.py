@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from itertools import product
 
@@ -19,7 +20,11 @@ from manualbp.explain.worked import (
 from manualbp.layers import Linear
 from manualbp.lectures import figure, rounds_to
 
-ALL_BIASES: tuple[Biases, ...] = ("fixed", "own", "shared")
+BIASES: Mapping[Biases, str] = {
+    "fixed": "fixed",
+    "own": "trained, one for each unit",
+    "shared": "trained, one for each layer",
+}
 ORDERS: tuple[Order, ...] = ("original", "updated")
 
 AFTER_TRAINING = ("C.E_after_1", "C.E_after_10000", "C.o1_after_10000", "C.o2_after_10000")
@@ -48,27 +53,26 @@ def after_training(order: Order) -> list[float]:
 )
 def _(page: Page) -> None:
     names = ("E after 1 update", "E after 10,000", "o1 after 10,000", "o2 after 10,000")
-    for name, value, reference in zip(
-        names, after_training("updated"), AFTER_TRAINING, strict=True
+    page.say("With the updated weights sending the error back:")
+    found = after_training("updated")
+    for name, value, reference in zip(names, found, AFTER_TRAINING, strict=True):
+        page.line(name, "", value, figure=reference)
+    page.say("By the stated rule, with the original weights:")
+    first, last = (f"S222.traj.fixed.orig.{updates}" for updates in (1, 10_000))
+    expected = [(figure(first).value[0], first), *((value, last) for value in figure(last).value)]
+    for name, value, (equals, reference) in zip(
+        names, after_training("original"), expected, strict=True
     ):
-        page.line(name, "updated weights send the error back", value, figure=reference)
+        page.line(name, "", value, equals=equals, because=f"the figure {reference}")
     page.line(
-        "the same four",
-        "original weights, the stated rule",
-        after_training("original"),
-        equals=[0.291027773694, 3.510187783e-05, 0.015913620444, 0.984064273515],
-        because="runs with 30 digits",
-        tolerance=1e-9,
-    )
-    page.line(
-        "E",
-        "with the eight updated weights as they are printed",
+        "E with the eight updated weights as printed",
+        "",
         error_of_printed_weights(),
         figure="C.E_from_printed_weights",
     )
     printed = [figure(name).printed or "" for name in AFTER_TRAINING]
     variants: list[str] = []
-    for biases, order in product(ALL_BIASES, ORDERS):
+    for biases, order in product(BIASES, ORDERS):
         values = [plain_course(example(), 1, biases, order)[0]]
         values += plain_course(example(), 10_000, biases, order)
         if all(rounds_to(value, text) for value, text in zip(values, printed, strict=True)):
@@ -88,11 +92,11 @@ def _(page: Page) -> None:
     right="They stay at 0.35 and 0.60. Trained, they give other results.",
 )
 def _(page: Page) -> None:
-    for biases in ALL_BIASES:
+    for biases, meaning in BIASES.items():
         (point,) = example().course([1000], biases)
         page.line(
-            f"biases {biases}",
-            "E, o1, o2 after 1,000 updates",
+            f"E, o1, o2 after 1,000 updates, biases {meaning}",
+            "",
             [point.error, *point.outputs],
             figure=f"S222.traj.{biases}.orig.1000",
         )
@@ -113,7 +117,10 @@ def _(page: Page) -> None:
         "∂E_o2/∂out_h1", "∂E_o2/∂net_o2 · w7", float(sent[0, 1] * w[1, 0]), figure="C.dEo2_dout_h1"
     )
     page.line(
-        "∂E/∂out_h1", "the sum of both outputs", float((sent @ w)[0, 0]), figure="C.dE_dout_h1"
+        "∂E/∂out_h1",
+        "∂E_o1/∂out_h1 + ∂E_o2/∂out_h1",
+        float((sent @ w)[0, 0]),
+        figure="C.dE_dout_h1",
     )
 
 
@@ -166,14 +173,14 @@ def _(page: Page) -> None:
 def _(page: Page) -> None:
     found = recovered_weights()
     page.line(
-        "w3, w4, w7, w8",
-        "from out_h2, out_o2 and the printed new weights",
+        "w3, w4, w7, w8 from the printed results",
+        "",
         found,
         figure="C.recovered",
     )
     page.line(
-        "the same",
-        "to the digits that the printed numbers allow",
+        "the same, to the digits that are printed",
+        "",
         found,
         equals=[0.25, 0.30, 0.50, 0.55],
         because="the figure in the lecture",
@@ -191,16 +198,16 @@ def _(page: Page) -> None:
 def _(page: Page) -> None:
     ours = example("E211")
     page.line(
-        "E, our choice",
-        "b1 = 0.35, b2 = 0.60",
+        "E with b1 = 0.35, b2 = 0.60",
+        "½ (out - 0.2)²",
         ours.net.error(ours.x, ours.target),
         equals=figure("E211.forward").value[4],
         because="the figure E211.forward",
     )
     bare = ours.without_biases()
     page.line(
-        "E, without biases",
-        "b1 = b2 = 0",
+        "E with b1 = b2 = 0",
+        "½ (out - 0.2)²",
         bare.net.error(bare.x, bare.target),
         equals=figure("E211.no_bias.0").value[0],
         because="the figure E211.no_bias.0",
@@ -233,9 +240,13 @@ def _(page: Page) -> None:
 def _(page: Page) -> None:
     short = float(figure("C.out_h1_short").printed or "")
     h = float(example().net.activation_maps(example().x)[0][0, 0])
-    page.line("out_h1 (1 - out_h1)", "all digits of out_h1", h * (1 - h), figure="C.dout_dnet_h1")
+    page.line("out_h1 (1 - out_h1), all digits", "", h * (1 - h), figure="C.dout_dnet_h1")
     page.line(
-        "the same", "with 0.59326999", short * (1 - short), figure="C.dout_dnet_h1", tolerance=1e-8
+        "0.59326999 (1 - 0.59326999)",
+        "",
+        short * (1 - short),
+        figure="C.dout_dnet_h1",
+        tolerance=1e-8,
     )
 
 
@@ -250,7 +261,12 @@ def _(page: Page) -> None:
     worked = example()
     first, layer = worked.net.params.clone(), Linear(2, 2)
     net_h, _ = layer.forward(first.views["0"], worked.x)
-    page.line("net_h1", "rows are receiving units", float(net_h[0, 0]), figure="C.net_h1")
+    page.line(
+        "net_h1, a row for each receiving unit",
+        "w1 i1 + w2 i2 + b1",
+        float(net_h[0, 0]),
+        figure="C.net_h1",
+    )
     weight = first.views["0"].weight
     weight.copy_(weight.T.clone())
     net_h, _ = layer.forward(first.views["0"], worked.x)

@@ -10,7 +10,7 @@ from torch import Tensor
 from manualbp.explain.errata.entry import erratum, wording
 from manualbp.explain.examples import xor_descent
 from manualbp.explain.fitting import descend, gradient, rows
-from manualbp.explain.networks import float64, values_and_slopes
+from manualbp.explain.networks import flat, float64, values_and_slopes
 from manualbp.explain.page import Page
 from manualbp.explain.topics.costs import (
     cost,
@@ -47,15 +47,15 @@ def _(page: Page) -> None:
     best = maximum_likelihood(x, t)
     w = rows(best.params)[0]
     page.line(
-        "the solution w",
-        "where ∇E = 0",
+        "the solution w, where ∇E = 0",
+        "",
         w,
         equals=figure("D.logreg.ml").value[0],
         because="the figure D.logreg.ml",
     )
     page.line(
         "∇E there",
-        "t in {0, 1}",
+        "Σ_n (y_n - t_n) φ_n",
         rows(gradient(best, x, t))[0],
         equals=[0, 0],
         because="it is the minimum of E",
@@ -78,7 +78,8 @@ def _(page: Page) -> None:
 def _(page: Page) -> None:
     grid = torch.linspace(-2, 2, 401)
     y, _ = values_and_slopes(Sign(), grid)
-    page.line("values of sign", "401 inputs from -2 to 2", y.unique(), figure="D.given.targets")
+    outputs = sorted(set(flat(y)))
+    page.line("outputs of sign for 401 inputs from -2 to 2", "", outputs, figure="D.given.targets")
 
 
 @erratum(
@@ -144,15 +145,15 @@ def _(page: Page) -> None:
     a = float64([1.0, 2.0, 3.0])
     steps = softmax_steps(a, float64([0.0, 0.0, 1.0]))
     page.line(
-        "δ",
-        "right, and as printed; a = (1, 2, 3), t = (0, 0, 1)",
+        "δ at a = (1, 2, 3), t = (0, 0, 1): right; as printed",
+        "",
         torch.stack([steps.delta, steps.elementwise]),
         figure="D.delta_softmax",
     )
     twice = softmax_steps(a, float64([1.0, 0.0, 1.0]))
     page.line(
-        "δ for s = 2",
-        "s y - t, t = (1, 0, 1)",
+        "δ for t = (1, 0, 1), s = 2",
+        "s y - t",
         twice.delta,
         equals=2 * twice.y - float64([1.0, 0.0, 1.0]),
         because="the formula",
@@ -168,8 +169,8 @@ def _(page: Page) -> None:
 )
 def _(page: Page) -> None:
     page.line(
-        "factor of R in E",
-        "as printed, and beside the sum; N = 4, λ = 0.01",
+        "factor of R in E for N = 4, λ = 0.01: as printed; beside the sum",
+        "",
         factors_of_r(4),
         figure="D.lambda_N",
     )
@@ -195,8 +196,8 @@ def _(page: Page) -> None:
     a = net.predict(x)
     same, _ = values_and_slopes(Tanh(), a)
     page.line(
-        "Σ_k y_k",
-        "softmax at the output",
+        "Σ_k y_k, softmax at the output",
+        "",
         float(_softmax(a).sum()),
         equals=1,
         because="probabilities",
@@ -222,7 +223,11 @@ def _(page: Page) -> None:
     page.line("∂J/∂v", "2 (v - y)", slope, figure="D.cost.mse_grad")
     mean, _ = cost(MSELoss("mean"), v, y)
     page.line(
-        "a mean", "over the M = 2 examples", 3 * mean, equals=as_printed / 2, because="half the sum"
+        "J_MSE as a mean, M = 2",
+        "1/M Σ_i |v_i - y_i|²",
+        3 * mean,
+        equals=as_printed / 2,
+        because="half the sum",
     )
 
 
@@ -237,15 +242,15 @@ def _(page: Page) -> None:
     zero = float64([0.0])
     here, there = (values_and_slopes(ReLU(slope), zero) for slope in (0.0, 1.0))
     page.line(
-        "z at a = 0",
-        "both branches",
+        "z at a = 0: branch 0; branch v",
+        "",
         [float(here[0]), float(there[0])],
         equals=[0, 0],
         because="max(0, 0)",
     )
     page.line(
-        "slope at a = 0",
-        "the branch 0, the branch v",
+        "slope at a = 0: branch 0; branch v",
+        "",
         [float(here[1]), float(there[1])],
         equals=[0, 1],
         because="the slopes left and right of 0",
@@ -269,7 +274,7 @@ def _(page: Page) -> None:
         equals=[exp(1) / total, exp(2) / total, exp(3) / total],
         because="the formula, number by number",
     )
-    page.line("Σ_i ψ_i", "sum over the outputs", float(y.sum()), equals=1, because="l.302")
+    page.line("Σ_i ψ_i", "", float(y.sum()), equals=1, because="probabilities")
     alone = _softmax(float64([3.0]))
     page.claim(
         "With i as the free index and also in the sum, every ψ would be e^v / e^v = 1.",
@@ -290,8 +295,8 @@ def _(page: Page) -> None:
     whole = batch.net.gradients(batch.x, batch.target)[0]
     parts = [batch.net.gradients(batch.x[n : n + 1], batch.target[n : n + 1])[0] for n in range(3)]
     page.line(
-        "∂E/∂W_1",
-        "three examples at once",
+        "∂E/∂W_1 of three examples at once",
+        "",
         whole,
         equals=sum(parts[1:], parts[0]),
         because="the sum of ∂E^n/∂W_1",
@@ -313,8 +318,8 @@ def _(page: Page) -> None:
     batch = example("S222_batch3")
     each = [batch.net.error(batch.x[n : n + 1], batch.target[n : n + 1]) for n in range(3)]
     page.line(
-        "Σ_n |E^n|",
-        "three examples",
+        "Σ_n |E^n| of three examples",
+        "",
         sum(abs(E) for E in each),
         equals=batch.net.error(batch.x, batch.target),
         because="E of all three",
@@ -343,11 +348,11 @@ def _(page: Page) -> None:
         for start in ((0.0, 0.0), (-2.0, 3.0))
     ]
     page.line(
-        "logistic regression",
-        "w from (0, 0), after 500 updates",
+        "w of logistic regression, 500 updates from (0, 0)",
+        "",
         ends[0],
         equals=ends[1],
-        because="w from (-2, 3)",
+        because="500 updates from (-2, 3)",
         tolerance=1e-6,
     )
     errors: list[float] = []

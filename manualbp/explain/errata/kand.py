@@ -42,16 +42,16 @@ def shallow() -> tuple[Network, Tensor, Tensor]:
 def _(page: Page) -> None:
     errors = deep().train(X, Y, SGD(ALPHA), 10)
     page.line(
-        "J, right sign",
-        "after 0, 1, 2, 5, 10 updates",
+        "J after 0, 1, 2, 5, 10 updates, right sign",
+        "",
         [errors[n] for n in (0, 1, 2, 5, 10)],
         equals=figure("K.J_traj").value[:5],
         because="the figure K.J_traj",
     )
     errors = deep().train(X, Y, SGD(-ALPHA), 10)
     page.line(
-        "J, as printed",
-        "after 0, 1, 2, 5, 10 updates",
+        "J after 0, 1, 2, 5, 10 updates, sign as printed",
+        "",
         [errors[n] for n in (0, 1, 2, 5, 10)],
         figure="K.J_traj_literal",
     )
@@ -66,8 +66,8 @@ def _(page: Page) -> None:
 def _(page: Page) -> None:
     net = deep()
     model_gradient, gradient = net.pull_back(X, ONE)[3], net.gradients(X, Y)[3]
-    page.line("∇ŷ", "by w_4", model_gradient, figure="K.grad_yhat_W4")
-    page.line("∇J", "by w_4", gradient, figure="K.grad_J_W4")
+    page.line("∇ŷ by w_4", "h_3", model_gradient, figure="K.grad_yhat_W4")
+    page.line("∇J by w_4", "-(y - ŷ) h_3", gradient, figure="K.grad_J_W4")
 
 
 @erratum(
@@ -82,8 +82,8 @@ def _(page: Page) -> None:
     below = network(DEEP["W"][:2], Sigmoid())
     rows = [net.pull_back(X, ONE)[1][0], below.pull_back(X, sent_back)[1][0]]
     page.line(
-        "∇ŷ by W_2, row 1",
-        "right, and with ∂f_2/∂f_2",
+        "∇ŷ by W_2, row 1: right; with ∂f_2/∂f_2",
+        "",
         torch.stack(rows),
         figure="K.trap.missing_factor",
     )
@@ -98,10 +98,10 @@ def _(page: Page) -> None:
 def _(page: Page) -> None:
     net = deep()
     against = net.copy().train(X, Y, SGD(ALPHA))[1]
-    page.line("J, one step against ∇J", "W - α ∇J", against, figure="K.J_after1")
+    page.line("J after a step against ∇J, W - α ∇J", "", against, figure="K.J_after1")
     page.line(
-        "J, one step along ∇J",
-        "W + α ∇J",
+        "J after a step along ∇J, W + α ∇J",
+        "",
         net.copy().train(X, Y, SGD(-ALPHA))[1],
         figure="K.J_after1_literal",
     )
@@ -127,8 +127,8 @@ def _(page: Page) -> None:
     worked = example()
     right = worked.net.stages(worked.x, worked.net.output_error(worked.x, worked.target))[0].dy
     page.line(
-        "∂E/∂w1..w4",
-        "2-2-2 example: with the original w5..w8, and with the updated ones",
+        "∂E/∂w1..w4 of the 2-2-2 example: with the original w5..w8; with the updated ones",
+        "",
         [flat(right.T @ worked.x), sequential_gradient(worked)],
         figure="K.trap.sequential",
     )
@@ -151,18 +151,18 @@ def _(page: Page) -> None:
     columns = torch.stack([x[0] * d for d in sent_back], 1)
     ours = net.pull_back(x, ONE)[0]
     page.line(
-        "∇ŷ by W_1",
-        "3 rows, one for each input",
+        "∇ŷ by W_1, rows",
+        "x_r σ'(f_j) w_2j",
         ours,
         equals=rows,
-        because="x_r σ'(f_j) w_2j, row by row",
+        because="each of the 3 rows by itself",
     )
     page.line(
-        "∇ŷ by W_1",
-        "2 columns, one for each unit",
+        "∇ŷ by W_1, columns",
+        "x_r σ'(f_j) w_2j",
         ours,
         equals=columns,
-        because="σ'(f_j) w_2j x, column by column",
+        because="each of the 2 columns by itself",
     )
 
 
@@ -176,7 +176,13 @@ def _(page: Page) -> None:
     net = deep()
     column = net.pull_back(X, ONE)[3]
     page.line("∇ŷ by w_4, a column", "h_3", column, figure="K.grad_yhat_W4")
-    page.line("a row", "h_3^T", column.T, equals=[figure("K.h3").value], because="the figure K.h3")
+    page.line(
+        "the same as a row",
+        "h_3^T",
+        column.T,
+        equals=[figure("K.h3").value],
+        because="the figure K.h3",
+    )
 
 
 @erratum(

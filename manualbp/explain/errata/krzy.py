@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from math import exp
 
+import torch
+
 from manualbp.checks.differences import central_differences
 from manualbp.explain.errata.entry import erratum, wording
 from manualbp.explain.examples import worked_example_descent
@@ -44,7 +46,7 @@ def summary(learning: Learning) -> list[float]:
 def _(page: Page) -> None:
     x, t = AND
     signs = learn(x, [MINUS_PLUS_ONE[int(v)] for v in t], outputs=MINUS_PLUS_ONE)
-    page.line("AND with -1, +1", "epochs, updates, w1, w2, b", summary(signs), figure="Z.AND.pm1")
+    page.line("AND with -1, +1: epochs, updates, w1, w2, b", "", summary(signs), figure="Z.AND.pm1")
     page.claim(
         "With -1 and +1 none of the printed cases for an update ever applies.",
         not any(row.y == 0 or row.target == 0 for row in signs.rows),
@@ -64,14 +66,17 @@ def _(page: Page) -> None:
     once, twice = learn(x, t), learn([(1, *x_n) for x_n in x], t)
     last = figure("Z.AND.summary").value
     page.line(
-        "once",
-        "epochs, updates, w1, w2, b",
+        "bias counted once: epochs, updates, w1, w2, b",
+        "",
         summary(once),
         equals=[*last[:2], *last[3:]],
         because="the figure Z.AND.summary",
     )
     page.line(
-        "twice", "epochs, updates, w0, w1, w2, b", summary(twice), figure="Z.trap.double_bias"
+        "bias counted twice: epochs, updates, w0, w1, w2, b",
+        "",
+        summary(twice),
+        figure="Z.trap.double_bias",
     )
     states = [[*twice.states[epoch].w[1:], twice.states[epoch].b] for epoch in (1, 2)]
     page.claim(
@@ -93,8 +98,8 @@ def _(page: Page) -> None:
 def _(page: Page) -> None:
     runs = [learn(*AND, rate=0.1, exact=True), learn(*AND, rate=0.1), learn(*AND, rate=0.5)]
     page.line(
-        "epochs, updates",
-        "η = 1/10 exact, 0.1 in float64, 0.5 in float64",
+        "epochs, updates: η = 1/10 exact; 0.1 in float64; 0.5 in float64",
+        "",
         [[run.epochs, run.updates] for run in runs],
         figure="Z.AND.eta",
     )
@@ -117,8 +122,8 @@ def _(page: Page) -> None:
     numerical = central_differences(lambda: values_and_slopes(Sigmoid(), x)[0], x, float64(1.0))
     middle = exp(-0.5) / (1 + exp(-0.5)) ** 2
     page.line(
-        "σ'(0.5)",
-        "central differences, +middle term, -middle term, σ (1 - σ)",
+        "σ'(0.5): central differences; +middle term; -middle term; σ (1 - σ)",
+        "",
         [float(numerical), middle, -middle, float(slope)],
         figure="Z.sigmoid_derivative",
         tolerance=1e-8,
@@ -135,15 +140,15 @@ def _(page: Page) -> None:
     unit, x, t = sigmoid_unit()
     o = unit.predict(x)
     page.line(
-        "o_d",
-        "σ(net_d), AND, w = (-0.3, 0.2, 0.1)",
+        "o_d for AND, w = (-0.3, 0.2, 0.1)",
+        "σ(net_d)",
         o.squeeze(1),
         equals=figure("Z.sigmoid_unit").value[0],
         because="the figure Z.sigmoid_unit",
     )
     page.line(
-        "E",
-        "½ Σ_d (t_d - o_d)², targets 0, 0, 0, 1",
+        "E with t = (0, 0, 0, 1)",
+        "½ Σ_d (t_d - o_d)²",
         unit.error(x, t),
         equals=figure("Z.sigmoid_unit").value[1],
         because="the figure Z.sigmoid_unit",
@@ -161,14 +166,18 @@ def _(page: Page) -> None:
     stages = unit.stages(x[3:], float64([[1.0]]))
     o = float(stages[1].y)
     page.line(
-        "∂o/∂net", "pattern (1, 1)", float(stages[1].dx), equals=o * (1 - o), because="o (1 - o)"
+        "∂o/∂net at (1, 1)",
+        "o (1 - o)",
+        float(stages[1].dx),
+        equals=o * (1 - o),
+        because="0.5 · 0.5",
     )
     page.line(
-        "∂o/∂x_i",
-        "pattern (1, 1)",
+        "∂o/∂x_i at (1, 1)",
+        "w_i o (1 - o)",
         stages[0].dx[0],
         equals=[w * o * (1 - o) for w in (-0.3, 0.2, 0.1)],
-        because="w_i o (1 - o)",
+        because="the factors",
     )
 
 
@@ -184,8 +193,8 @@ def _(page: Page) -> None:
     before, down = unit.copy().train(x, t, SGD(0.5))
     _, up = unit.copy().train(x, t, SGD(-0.5))
     page.line(
-        "E",
-        "before the step",
+        "E before the step",
+        "",
         before,
         equals=figure("Z.sigmoid_unit").value[1],
         because="the figure Z.sigmoid_unit",
@@ -209,8 +218,8 @@ def _(page: Page) -> None:
     output = worked.net.stages(worked.x, worked.net.output_error(worked.x, worked.target))[2]
     w = worked.net.params.views["2"].weight
     page.line(
-        "∂E/∂out_h1",
-        "Σ_k w_kh δ_k, and with w_hk for w_kh",
+        "∂E/∂out_h1: with w_kh; with w_hk in its place",
+        "",
         [float((output.dy @ w)[0, 0]), float((output.dy @ w.T)[0, 0])],
         figure="Z.trap.transposed_W2",
     )
@@ -237,11 +246,11 @@ def _(page: Page) -> None:
     squash = net.stages(x, net.output_error(x, t))[1]
     slope = squash.dx / squash.dy
     page.line(
-        "tanh units: slope",
-        "∂E/∂net divided by ∂E/∂o",
+        "∂o/∂net of tanh units",
+        "1 - o²",
         slope,
         equals=1 - squash.y**2,
-        because="1 - o²",
+        because="∂E/∂net divided by ∂E/∂o",
     )
     page.claim(
         "For tanh o (1 - o) would be wrong.",
@@ -266,7 +275,12 @@ def _(page: Page) -> None:
     ):
         training = xor_in_mode(mode)
         training.run(1)
-        page.line(f"E, {name}", "XOR, one epoch", training.error(), figure=f"Z.modes.{mode}.E1")
+        page.line(
+            f"E on XOR after an epoch, updates {name}",
+            "",
+            training.error(),
+            figure=f"Z.modes.{mode}.E1",
+        )
 
 
 @erratum(
@@ -280,20 +294,20 @@ def _(page: Page) -> None:
     modes = ("online", "offline_sum", "offline_mean")
     eta = 0.6
     page.line(
-        "|w - 1|",
-        "4 equal patterns, η = 0.6, 10 epochs: online, offline sum, offline mean",
+        "|w - 1| after 10 epochs of 4 equal patterns, η = 0.6: online; offline sum; offline mean",
+        "",
         [abs(weight_after(equal_patterns(eta, mode), 10) - 1) for mode in modes],
         figure="Z.summean",
     )
     page.line(
-        "w",
-        "targets 1.05, 0.95, η = 0.5: online, offline mean",
+        "w for the targets 1.05 and 0.95, η = 0.5: online; offline mean",
+        "",
         [weight_after(noisy_targets(mode), 200) for mode in ("online", "offline_mean")],
         figure="Z.online_bias",
     )
     page.line(
-        "epochs",
-        "redundant data: online, offline mean",
+        "epochs on redundant data: online; offline mean",
+        "",
         [
             float(redundant_patterns(mode).until(1e-6, 200) or 0)
             for mode in ("online", "offline_mean")
@@ -336,12 +350,12 @@ def _(page: Page) -> None:
             w[0],
         ]
     page.line(
-        "target 0.1",
-        "E, ∂E/∂out_o1, ∂E/∂w5, w5+, w6+, ∂E/∂out_h1, w1+",
+        "target 0.1: E, ∂E/∂out_o1, ∂E/∂w5, w5+, w6+, ∂E/∂out_h1, w1+",
+        "",
         found["S222_t0.1"],
         figure="Z.target0.1",
     )
-    page.line("∂E/∂w5, target 0.01", "as printed", found["S222"][2], figure="Z.dE_dw5")
+    page.line("∂E/∂w5, target 0.01", "", found["S222"][2], figure="Z.dE_dw5")
 
 
 @erratum(
@@ -357,8 +371,8 @@ def _(page: Page) -> None:
     views.weight[0, 1] = views.weight[1, 0]  # w3 in the place of w2
     printed, _ = layer.forward(views, worked.x)
     page.line(
-        "net_h1",
-        "with w2 = 0.2, and with w3 = 0.25",
+        "net_h1: with w2 = 0.2; with w3 = 0.25",
+        "",
         [float(right[0, 0]), float(printed[0, 0])],
         figure="Z.trap.w3_label",
     )
@@ -385,8 +399,8 @@ def _(page: Page) -> None:
         training = worked_example_descent(SGD(float(eta)))
         training.run(1000)
         page.line(
-            f"E, o1, o2 at η = {eta}",
-            "after 1,000 updates",
+            f"E, o1, o2 after 1,000 updates, η = {eta}",
+            "",
             [training.error(), *flat(training.outputs())],
             equals=expected[eta],
             because="the figure Z.eta.222",
@@ -404,8 +418,8 @@ def _(page: Page) -> None:
 def _(page: Page) -> None:
     row = learn(*AND).rows[0]
     page.line(
-        "perceptron rule",
-        "Δb = η (t - y), first row of AND",
+        "Δb, perceptron rule",
+        "η (t - y), first row of AND",
         row.db,
         equals=figure("Z.AND.e1.r1").value[8],
         because="printed, KRZY l.110",
@@ -413,8 +427,8 @@ def _(page: Page) -> None:
     delta = neuron([[1.0, 0.0, 0.0]], [0.0], 1.0)  # the same row, its bias as the first input
     delta.run(1)
     page.line(
-        "delta rule",
-        "Δb = η (t - a), the same row",
+        "Δb, delta rule",
+        "η (t - a), first row of AND",
         flat(delta.params.named()["0.weight"])[0],
         equals=0,
         because="a = 0 is the target already",
@@ -429,18 +443,22 @@ def _(page: Page) -> None:
     "Nesterov's method is kept as w. Each pair goes almost, but not quite, the same way.",
 )
 def _(page: Page) -> None:
-    for name, label in (
-        ("adagrad", "AdaGrad, ε outside"),
-        ("adagrad_eps_inside", "AdaGrad, ε inside"),
-        ("rmsprop", "RMSProp, ε outside"),
-        ("rmsprop_eps_inside", "RMSProp, ε inside"),
-        ("nesterov_lookahead_form", "Nesterov, w"),
-        ("nesterov_torch_form", "Nesterov, look-ahead"),
+    page.say("On E = ½ (w1² + 10 w2²) from (5, 1):")
+    for label, first, second in (
+        ("AdaGrad, ε outside and inside", "adagrad", "adagrad_eps_inside"),
+        ("RMSProp, ε outside and inside", "rmsprop", "rmsprop_eps_inside"),
+        ("Nesterov, w and look-ahead", "nesterov_lookahead_form", "nesterov_torch_form"),
     ):
+        w = [bowl_path(name, 1)[1] for name in (first, second)]
         page.line(
-            label,
-            "w1, w2 after the first step, E = ½ (w1² + 10 w2²)",
-            bowl_path(name, 1)[1],
-            equals=figure(f"Z.opt.{name}").value[0],
-            because=f"the figure Z.opt.{name}",
+            f"{label}: w after the first step",
+            "",
+            torch.stack(w),
+            equals=[figure(f"Z.opt.{name}").value[0] for name in (first, second)],
+            because=f"the figures Z.opt.{first} and {second}",
+        )
+        page.claim(
+            "The two differ.",
+            bool((w[0] != w[1]).all()),
+            f"w1 = {float(w[0][0]):.10f} and {float(w[1][0]):.10f}",
         )

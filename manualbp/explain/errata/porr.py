@@ -46,16 +46,16 @@ def _(page: Page) -> None:
         equals=[[-1.0]],
         because="Eq 3 is the derivative of Eq 4",
     )
-    page.line("E", "before the update", net.error(x, d), figure="P.neuron.E")
+    page.line("E before the update", "½ e²", net.error(x, d), figure="P.neuron.E")
     page.line(
-        "E, right sign",
-        "after Δω = -μ ∂E/∂ω",
+        "E after Δω = -μ e y_j",
+        "½ e²",
         net.copy().train(x, d, SGD(mu))[1],
         figure="P.neuron.E_after1",
     )
     page.line(
-        "E, as printed",
-        "after Eq 11 with Eq 3",
+        "E after Δω = +μ e y_j",
+        "½ e²",
         net.copy().train(x, d, SGD(-mu))[1],
         figure="P.neuron.E_after1_eq11_literal",
     )
@@ -72,8 +72,8 @@ def _(page: Page) -> None:
     y, slope = values_and_slopes(Sigmoid(), v)
     _, at_y = values_and_slopes(Sigmoid(), y)
     page.line(
-        "σ'(v), σ'(y), y(1-y)",
-        "at v = 1.75",
+        "σ'(v), σ'(y), y(1-y) at v = 1.75",
+        "",
         torch.stack([slope, at_y, y * (1 - y)]),
         figure="P.theta_prime_arg",
     )
@@ -83,8 +83,8 @@ def _(page: Page) -> None:
         y, slope = values_and_slopes(relu, float64(-2.0))
         slopes += [float(slope), float(values_and_slopes(relu, y)[1])]
     page.line(
-        "ReLU at v = -2",
-        "Θ'(v), then Θ'(y) with Θ'(0) = 0 and 1",
+        "ReLU at v = -2: Θ'(v); Θ'(y) with Θ'(0) = 0; with Θ'(0) = 1",
+        "",
         [slopes[0], slopes[1], slopes[3]],
         figure="P.relu_y_arg",
     )
@@ -113,7 +113,7 @@ def _(page: Page) -> None:
     lower = network([TWO_LAYERS["Omega_kj"]], output=Sigmoid())
     (printed,) = lower.pull_back(X, net.output_error(X, D) @ net.matrices[1].T)
     page.line(
-        "as printed",
+        "∂E/∂ω_kj as printed",
         "-y_k Θ'(v_j) Σ_i e_i ω_ji",
         printed,
         figure="P.2layer.sigmoid.dE_dOmega_kj_eq22_literal",
@@ -137,13 +137,13 @@ def _(page: Page) -> None:
     )
     page.line(
         "½ e_i²",
-        "each output by itself",
+        "",
         error * error / 2,
         equals=[0.28125, 0.5],
         because="½ · 0.75² and ½ · 1²",
     )
     both = -(net.output_error(X, D) @ net.matrices[1].T)[0]
-    page.line("e_j", "Σ_i e_i ω_ji, both outputs", both, figure="P.2layer.linear.e_j")
+    page.line("e_j", "Σ_i e_i ω_ji", both, figure="P.2layer.linear.e_j")
 
 
 @erratum(
@@ -173,10 +173,10 @@ def _(page: Page) -> None:
     net = two_layers(None)
     e = -(net.output_error(X, D) @ net.matrices[1].T)[0]
     change = -TWO_LAYERS["mu"] * net.gradients(X, D)[0]
-    page.line("e_j", "one for each hidden unit", e, figure="P.2layer.linear.e_j")
+    page.line("e_j, one for each hidden unit", "Σ_i e_i ω_ji", e, figure="P.2layer.linear.e_j")
     page.line(
-        "Δω_kj",
-        "μ y_k e_j, one for each weight",
+        "Δω_kj, one for each weight",
+        "μ y_k e_j",
         change,
         equals=TWO_LAYERS["mu"] * X[0].outer(e),
         because="the product",
@@ -196,19 +196,19 @@ def _(page: Page) -> None:
     _, slope = values_and_slopes(Sigmoid(), h @ w)
     found = jacobian(top.model, h, top.params.views)
     page.line(
-        "∂y_i/∂y_j",
-        "row i, sigmoid units",
+        "∂y_i/∂y_j, sigmoid units",
+        "Θ'(v_i) ω_ji",
         found,
         equals=slope.unsqueeze(1) * w.T,
-        because="Θ'(v_i) ω_ji",
+        because="slope by slope, weight by weight",
     )
     linear = network([w])
     page.line(
-        "∂y_i/∂y_j",
-        "row i, linear units",
+        "∂y_i/∂y_j, linear units",
+        "ω_ji",
         jacobian(linear.model, h, linear.params.views),
         equals=w.T,
-        because="ω_ji",
+        because="the weights",
     )
 
 
@@ -225,8 +225,8 @@ def _(page: Page) -> None:
     params.views["0"].weight.copy_(weights)
     y, _ = layer.forward(params.views, torch.zeros(1, 2), mode=EVALUATION)
     page.line(
-        "answers to (0, 0)",
-        "mean over 1000 units with random weights",
+        "mean answer of 1000 random units to (0, 0)",
+        "",
         float(y.mean()),
         equals=1,
         because="0 ≥ 0",
@@ -266,8 +266,8 @@ def _(page: Page) -> None:
             f"limit {limit:g}; E goes {errors[0]:g} → {errors[-1]:.3g} in 100 updates",
         )
     page.line(
-        "e after 5",
-        "(1 - μ |x|²)^n e_0 at μ = 0.1, |x|² = 5",
+        "e after 5 updates, μ = 0.1, |x|² = 5",
+        "(1 - μ |x|²)^5 e_0",
         _error_after(5),
         equals=figure("P.neuron.e_n").value[5],
         because="the figure P.neuron.e_n",

@@ -105,8 +105,8 @@ def _backward(page: Page) -> None:
         because="the figure K.moments.delta_hid",
     )
     page.line(
-        "mean of ∂E/∂w1..w8",
-        "the gradient at the mean target",
+        "mean of ∂E/∂w1..w8, the gradient at the mean target",
+        "",
         _eight(exact.mean),
         figure="K.moments.grad_mean",
     )

@@ -113,15 +113,15 @@ def _table(page: Page, learning: Learning) -> None:
     later = same[4:]
     page.claim("The rows after them agree with the figures.", all(later), f"{sum(later)} of 20")
     page.line(
-        "mistakes",
-        "number of y ≠ t in each epoch",
+        "mistakes in each epoch",
+        "",
         learning.mistakes,
         figure="Z.AND.mistakes_per_epoch",
     )
     last = [row for row in learning.rows if row.y != row.target][-1]
     page.line(
-        "the end",
         "epochs, updates, [epoch, row] of the last update, w₁, w₂, b",
+        "",
         cast(Any, [learning.epochs, learning.updates, [last.epoch, last.example], *_wb(learning)]),
         figure="Z.AND.summary",
     )
@@ -200,8 +200,8 @@ def _ending(page: Page, x: list[Vector], t: list[Number], learning: Learning) ->
         because="the figure Z.AND.bound",
     )
     page.line(
-        "updates",
-        "needed here",
+        "updates needed here",
+        "",
         learning.updates,
         equals=expected[3],
         because="the figure Z.AND.bound",
@@ -216,8 +216,8 @@ def _signs(page: Page, x: list[Vector], t: list[Number], learning: Learning) -> 
     )
     signs = learn(x, [MINUS_PLUS_ONE[int(n)] for n in t], outputs=MINUS_PLUS_ONE)
     page.line(
-        "the end",
         "epochs, updates, w₁, w₂, b",
+        "",
         _summary(signs),
         figure="Z.AND.pm1",
     )
@@ -238,8 +238,8 @@ def _rate(page: Page, x: list[Vector], t: list[Number], learning: Learning) -> N
     tenth = learn(x, t, rate=0.1, exact=True)
     expected = figure("Z.AND.eta").value
     page.line(
-        "η = 1/10, exact",
-        "epochs, updates",
+        "epochs, updates with η = 1/10, exact",
+        "",
         [tenth.epochs, tenth.updates],
         equals=expected[0],
         because="the figure Z.AND.eta",
@@ -252,8 +252,8 @@ def _rate(page: Page, x: list[Vector], t: list[Number], learning: Learning) -> N
     )
     rounded = learn(x, t, rate=0.1)
     page.line(
-        "η = 0.1 in float64",
-        "epochs, updates",
+        "epochs, updates with η = 0.1 in float64",
+        "",
         [rounded.epochs, rounded.updates],
         equals=expected[1],
         because="the figure Z.AND.eta",
@@ -277,8 +277,8 @@ def _rate(page: Page, x: list[Vector], t: list[Number], learning: Learning) -> N
     )
     half = learn(x, t, rate=0.5)
     page.line(
-        "η = 0.5 in float64",
-        "epochs, updates",
+        "epochs, updates with η = 0.5 in float64",
+        "",
         [half.epochs, half.updates],
         equals=expected[2],
         because="the figure Z.AND.eta",
@@ -295,7 +295,7 @@ def _others(page: Page, x: list[Vector], t: list[Number]) -> None:
         w = ({w[0]}, {w[1]}), b = {b} with η = {eta}, in exact fractions:"""
     )
     other = learn(x, t, rate=eta, weight=w, bias=b, exact=True)
-    page.line("AND", "epochs, updates, w₁, w₂, b", _summary(other), figure="Z.AND.init2")
+    page.line("epochs, updates, w₁, w₂, b", "", _summary(other), figure="Z.AND.init2")
     bound = mistake_bound(x, t, rate=eta, weight=w, bias=b)
     page.claim(
         "The bound is then (w₀·v + kηγ)² ≤ |w₀|² + kη²R², and holds.",
@@ -304,8 +304,8 @@ def _others(page: Page, x: list[Vector], t: list[Number]) -> None:
     )
     for name in ("OR", "NAND"):
         page.line(
-            name,
-            "epochs, updates, w₁, w₂, b",
+            f"{name}: epochs, updates, w₁, w₂, b",
+            "",
             _summary(learn(*examples(name))),
             figure=f"Z.{name}.summary",
         )
@@ -345,8 +345,8 @@ def _impossible(page: Page, x: list[Vector], t: list[Number]) -> None:
     )
     signed = [[(1 if wish else -1) * n for n in (*x_n, 1)] for x_n, wish in zip(x, t, strict=True)]
     page.line(
-        "Σ_n s_n (x_n, 1)",
-        "s_n = +1 where t = 1, -1 where t = 0",
+        "Σ_n s_n (x_n, 1), s_n = +1 where t = 1, else -1",
+        "",
         [sum(column) for column in zip(*signed, strict=True)],
         numbers="-(0,0,1) + (0,1,1) + (1,0,1) - (1,1,1)",
         equals=[0, 0, 0],
@@ -359,8 +359,8 @@ def _impossible(page: Page, x: list[Vector], t: list[Number]) -> None:
         "none has a margin above 0",
     )
     page.line(
-        "right at best",
         "most patterns that one unit gets right",
+        "",
         len(right),
         figure="Z.XOR.best",
     )
@@ -372,8 +372,8 @@ def _cycle(page: Page, x: list[Vector], t: list[Number]) -> None:
     page.say("There is always a mistake, so there is always an update. η = 1, zero start:")
     page.table(COLUMNS, [row.numbers for row in learning.rows])
     page.line(
-        "(w₁, w₂, b)",
-        "after epochs 1, 2 and 3",
+        "(w₁, w₂, b) after epochs 1, 2 and 3",
+        "",
         [[*s.w, s.b] for s in learning.states[1:]],
         figure="Z.XOR.cycle",
     )
@@ -394,8 +394,8 @@ def _feature(page: Page) -> Learning:
     x, t = examples("XOR_FEAT")
     learning = learn(x, t)
     page.line(
-        "the end",
         "epochs, updates, [w₁, w₂, w₃], b",
+        "",
         cast(Any, [learning.epochs, learning.updates, list(learning.w), learning.b]),
         figure="C.XOR.handcoded",
     )
@@ -454,8 +454,8 @@ def _trained(page: Page, t: list[Number]) -> tuple[AnyLayer, Parameters]:
     epochs = training.until(0.01, most=2000)
     assert epochs is not None
     page.line(
-        "epochs",
-        "until E = ½ Σ_n (y_n - t_n)² ≤ 0.01",
+        "epochs until E = ½ Σ_n (y_n - t_n)² ≤ 0.01",
+        "",
         epochs,
         equals=figure("Z.modes.offline_sum.epochs_to_0.01").value,
         because="the figure Z.modes.offline_sum.epochs_to_0.01, to one epoch",
