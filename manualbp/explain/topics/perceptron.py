@@ -78,7 +78,7 @@ def _rule(page: Page, row: Row) -> None:
         because="printed, KRZY l.110",
     )
     page.line(
-        "Δw",
+        "Δw_i",
         "Δw_i = η (t - y) x_i",
         row.dw,
         numbers=f"1·({row.target} - {row.y})·({row.x[0]}, {row.x[1]})",
