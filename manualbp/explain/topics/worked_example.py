@@ -29,7 +29,7 @@ from manualbp.explain.worked import (
 )
 from manualbp.lectures import digits_agreeing, figure, figures, rounds_to
 
-BIASES: dict[Biases, str] = {"fixed": "fixed", "own": "one a unit", "shared": "one a layer"}
+BIASES: dict[Biases, str] = {"fixed": "fixed", "own": "per unit", "shared": "per layer"}
 ORDERS: dict[Order, str] = {"original": "orig", "updated": "upd"}
 """The two orders, and how the names of the figures spell them."""
 
@@ -584,7 +584,7 @@ def _picture(worked: Example) -> Picture:
     at = [updates for updates in AT if 0 < updates <= UPDATES]
     for biases, words in BIASES.items():
         errors = [plain_course(worked, updates, biases, "original")[0] for updates in at]
-        axes.loglog(at, errors, marker=".", label=f"biases {words}")
+        axes.loglog(at, errors, marker=".", label=f"biases: {words}")
     axes.set_xlabel("updates")
     axes.set_ylabel("E")
     axes.legend()
