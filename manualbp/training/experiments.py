@@ -129,7 +129,12 @@ class Alternative:
     @property
     def name(self) -> str:
         """Return the options as the name of a directory."""
-        return "_".join(f"{_option(name)}={_text(value)}" for name, value in self.options.items())
+        return "_".join(self.words)
+
+    @property
+    def words(self) -> list[str]:
+        """Return what sets it apart, as ["lr=0.1", "batch-size=32"]."""
+        return [f"{_option(name)}={_text(value)}" for name, value in self.options.items()]
 
     @property
     def finite(self) -> bool:
@@ -333,14 +338,14 @@ class Comparison:
         best, (columns, rows) = self.best, self.table()
         assert best, "printed when the experiment is complete"
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for column in columns:
-            table.add_column(column, justify="right")
+        for column, cell in zip(columns, rows[0], strict=True):
+            table.add_column(column, justify="left" if cell.isalpha() else "right")
         for alternative, row in zip(self.alternatives, rows, strict=True):
             table.add_row(*row, style="bold green" if alternative is best else None)
         console.print(table)
         console.print()
         how = f"mean val {self.monitor} of the folds" if self.final else f"val {self.monitor}"
-        name = best.name.replace("_", " ")
+        name = " ".join(best.words)
         console.print(Text.assemble("Best           ", (name, "bold"), f"  by {how}"))
         result = self.final or best.results[0]
         print_summary(console, {**result, "run_dir": str(self.path)})

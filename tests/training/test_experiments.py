@@ -367,8 +367,16 @@ def test_a_fold_that_is_none_is_refused(fold: str) -> None:
         TrainConfig(fold=fold).validate()
 
 
-def test_a_fold_alone_is_a_run_without_a_test(tmp_path: Path) -> None:
+def test_a_fold_alone_is_a_run_without_a_test(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        RunLogs, "confusion_matrix", lambda self, e, matrix, c: drawn.append(matrix)
+    )
     code, out, err = made(tmp_path / "a", "--fold", "2/3").outcome
+    val = load("iris", fold=(2, 3)).val
+    assert drawn[0].sum(1).tolist() == val.t.bincount().tolist()
     assert (code, err) == (0, "")
     found = result(tmp_path / "a")
     assert not {"test_loss", "test_accuracy"} & found.keys()
