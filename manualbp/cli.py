@@ -10,9 +10,10 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import fields
+from difflib import get_close_matches
 from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import tyro
 from rich.console import Console
@@ -21,12 +22,16 @@ from manualbp.checks.bench import BenchConfig, bench, print_results
 from manualbp.checks.compare import CompareConfig, compare, print_rows
 from manualbp.checks.engines import build_engine
 from manualbp.errors import CheckFailed, UsageError
+from manualbp.explain.command import ErrataConfig, ExplainConfig, explain
 from manualbp.training.config import NOT_RESUMABLE, OPEN_ON_RESUME, TrainConfig, from_mapping
 from manualbp.training.display import print_summary
+from manualbp.training.experiments import experiment, is_experiment, several
 from manualbp.training.run import Interrupted, train
 from manualbp.training.run_directory import read_json
 
 DESCRIPTION = "Deep learning with every backward pass written by hand, proved against autograd."
+
+Command: TypeAlias = TrainConfig | CompareConfig | BenchConfig | ExplainConfig | ErrataConfig
 
 
 def run() -> None:
@@ -39,12 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         base = _base_config(words)
-        command = _parse(words, base)
+        command, *others = [_parse(line, base) for line in several(words)]
         if isinstance(command, CompareConfig):
             return _compare(command)
         if isinstance(command, BenchConfig):
             return _bench(command)
-        return _train(command, base)
+        if isinstance(command, (ExplainConfig, ErrataConfig)):
+            return explain(command)
+        configs = [command, *(other for other in others if isinstance(other, TrainConfig))]
+        return _experiment(configs) if is_experiment(configs) else _train(command, base)
     except (UsageError, CheckFailed, Interrupted) as error:
         if "--debug" in words:
             raise
@@ -66,6 +74,15 @@ def _train(config: TrainConfig, base: TrainConfig) -> int:
         print(json.dumps(result, indent=2))
     elif not config.quiet:
         print_summary(Console(), result)
+    return 0
+
+
+def _experiment(configs: Sequence[TrainConfig]) -> int:
+    found = experiment(configs, build_engine)
+    if configs[0].json:
+        print(json.dumps(found.as_json(), indent=2))
+    elif not configs[0].quiet:
+        found.print(Console())
     return 0
 
 
@@ -92,7 +109,7 @@ def _as_json(row: dict[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in row.items()}
 
 
-def _parse(words: list[str], base: TrainConfig) -> TrainConfig | CompareConfig | BenchConfig:
+def _parse(words: list[str], base: TrainConfig) -> Command:
     """Return the command that the words describe.
 
     tyro describes a mistake in several lines; here it becomes one line.
@@ -101,9 +118,11 @@ def _parse(words: list[str], base: TrainConfig) -> TrainConfig | CompareConfig |
         Annotated[TrainConfig, tyro.conf.subcommand("train", default=base)]
         | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
         | Annotated[BenchConfig, tyro.conf.subcommand("bench")]
+        | Annotated[ExplainConfig, tyro.conf.subcommand("explain")]
+        | Annotated[ErrataConfig, tyro.conf.subcommand("errata")]
     )
 
-    def parse() -> TrainConfig | CompareConfig | BenchConfig:
+    def parse() -> Command:
         return tyro.cli(
             commands,
             prog="manualbp",
@@ -128,9 +147,13 @@ def _in_one_line(text: str) -> str:
     _, message, *hints = re.split(r"^ *-+ *$", text, flags=re.MULTILINE)
     said = [message.split("Got errors:")[0]]
     for hint in hints:
-        # Of a suggestion the option is enough.
-        option = re.search(r"Perhaps you meant:\s*(--[\w-]+)", hint)
-        said += [option[0]] if option else [hint] if "helptext" not in hint else []
+        if "Perhaps you meant:" in hint:
+            # Of the suggestions the nearest option is enough.
+            options = re.findall(r"^ *(--[\w-]+)", hint, flags=re.MULTILINE)
+            typed = re.findall(r"--[\w-]+", message)
+            said += [f"Perhaps you meant: {get_close_matches(typed[0], options, 1, 0.0)[0]}"]
+        elif "helptext" not in hint:
+            said.append(hint)
     return "; ".join(" ".join(part.split()) for part in said)
 
 

@@ -134,6 +134,44 @@ class BCEWithLogitsLoss(Loss[SavedLogits]):
         return 1.0 if self.reduction == "sum" else one_over(x.numel())
 
 
+class SavedProbabilities(NamedTuple):
+    """Outputs and targets, in one shape."""
+
+    y: Tensor
+    target: Tensor
+
+
+@dataclass(frozen=True)
+class CrossEntropyOfProbabilities(Loss[SavedProbabilities]):
+    """E = -1/M Σ_n Σ_k t[n,k] log y[n,k];  "mean" divides by the number of examples M
+
+    ∂E/∂y[n,k] = -1/M t[n,k] / y[n,k]; where t[n,k] = 0 both are 0, even at y[n,k] = 0.
+    The outputs must be probabilities already. Behind a Softmax this is the cross-entropy in two
+    steps; `CrossEntropyLoss` is the same in one, from the logits, and does not divide by a y that
+    may be too small for a number. Train with that one.
+    Shapes: y and t (N, K), (K,) or (N, K, ...), the classes as in `CrossEntropyLoss`.
+    Raises ValueError if they differ.
+    Source: IISc, "cross entropy", J = -Σ_i y_iᵀ log v_i, with v for y and y for t.
+    """
+
+    reduction: Reduction = "sum"
+
+    def forward(
+        self, y: Float[Tensor, "*shape"], target: Float[Tensor, "*shape"]
+    ) -> tuple[Float[Tensor, ""], SavedProbabilities]:
+        t = same_shape(y, target)
+        terms = torch.where(t == 0, 0.0, t * y.log())  # 0 log 0 = 0, which floats call NaN
+        return -terms.sum() * self._scale(y), SavedProbabilities(y, t)
+
+    def backward(self, saved: SavedProbabilities, dE: Tensor | float = 1.0) -> Tensor:
+        y, t = saved
+        # E = -1/M Σ_n Σ_k t[n,k] log y[n,k]
+        return torch.where(t == 0, 0.0, t / y) * (-dE * self._scale(y))
+
+    def _scale(self, y: Tensor) -> float:
+        return 1.0 if self.reduction == "sum" else one_over(y.numel() // y.shape[class_axis(y)])
+
+
 class SavedCrossEntropy(NamedTuple):
     """What the cross-entropy keeps; p in the shape of the logits."""
 
@@ -157,7 +195,7 @@ class CrossEntropyLoss(Loss[SavedCrossEntropy]):
 
     log p[n,k] = x[n,k] - log Σ_j e^x[n,j], so ∂log p[n,k]/∂x[n,j] = δ_kj - p[n,j], and
     ∂E/∂x[n,j] = 1/M (p[n,j] Σ_k q[n,k] - q[n,j]), which is the lectures' y - t where Σ_k q = 1.
-    `Softmax` followed by -Σ t log y gives the same in two steps; a test holds them equal.
+    `Softmax` with `CrossEntropyOfProbabilities` is the same in two steps; a test holds them equal.
 
     Shapes: x (N, K), (K,) or (N, K, ...), the classes along axis 1, or 0 if there is one axis only;
     target int64 without the class axis, or floats in the shape of x; weight (K,).

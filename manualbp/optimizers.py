@@ -15,8 +15,9 @@ it waits for the device, and it can be recorded once and replayed with other num
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 from math import sqrt
 
 import torch
@@ -141,7 +142,8 @@ class LookAheadNesterov(Optimizer):
 class Adagrad(Optimizer):
     """s ← s + g²,  w ← w - η_t g / (√s + ε),  η_t = η / (1 + (t-1) `lr_decay`)
 
-    Every parameter has a rate of its own, which only ever falls.
+    Every parameter has a rate of its own, which only ever falls. The other form in use,
+    g / √(s + ε), is `initial_accumulator_value=ε, eps=0`.
     Source: Krzywicki, AdaGrad; Duchi et al. 2011; ε placed as in torch.optim.Adagrad.
     """
 
@@ -172,6 +174,7 @@ class RMSprop(Optimizer):
 
     `centered` takes the square of the running mean away from s, so that it is a variance;
     `momentum` μ runs over the divided gradients: b ← μ b + g / (√s + ε), w ← w - η b.
+    `eps_inside_root` divides by √(s + ε) instead, as Keras does.
     Source: Krzywicki, RMSProp; Tieleman & Hinton 2012; ε placed as in torch.optim.RMSprop.
     """
 
@@ -181,6 +184,7 @@ class RMSprop(Optimizer):
     weight_decay: float = 0.0
     momentum: float = 0.0
     centered: bool = False
+    eps_inside_root: bool = False
 
     def init(self, params: Tensor) -> State:
         names = ["square_avg"]
@@ -197,7 +201,7 @@ class RMSprop(Optimizer):
         if self.centered:
             mean = state["grad_avg"].lerp_(g, 1 - self.alpha)
             s = s.addcmul(mean, mean, value=-1)
-        step = g / s.sqrt().add_(self.eps)
+        step = g / ((s + self.eps).sqrt() if self.eps_inside_root else s.sqrt().add_(self.eps))
         if self.momentum:
             step = state["momentum_buffer"].mul_(self.momentum).add_(step)
         params.addcmul_(step, lr, value=-1)
@@ -255,6 +259,29 @@ class AdamW(Adam):
     ) -> None:
         params.addcmul_(params, coefficients[2], value=-self.weight_decay)
         self._move(params, grads, state, coefficients)
+
+
+def steps(
+    rule: Optimizer, gradient: Callable[[Tensor], Tensor], start: Tensor
+) -> Iterator[tuple[Tensor, Tensor, State]]:
+    """Yield w, ∂E/∂w and the rule's memory after each step from `start`, without end.
+
+    `gradient` returns ∂E/∂w, in the shape of w, for a function E of a few numbers.
+    """
+    w, g = start.clone(), torch.zeros_like(start)
+    state = rule.init(w)
+    for step in count(1):
+        rule.begin(w, g, state)
+        g.add_(gradient(w))
+        rule.update(w, g, state, w.new_tensor(rule.coefficients(step, rule.lr)).unbind())
+        yield w.clone(), g.clone(), {name: memory.clone() for name, memory in state.items()}
+
+
+def descend(
+    rule: Optimizer, gradient: Callable[[Tensor], Tensor], start: Tensor, updates: int
+) -> Tensor:
+    """Return the points w(0) = `start`, w(1), ..., w(updates) as rows."""
+    return torch.stack([start, *(w for w, _, _ in islice(steps(rule, gradient, start), updates))])
 
 
 def decayed(grads: Tensor, params: Tensor, weight_decay: float) -> Tensor:

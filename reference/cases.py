@@ -33,11 +33,7 @@ class Case:
     def x(self, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
         """Return the input, drawn in float64 and rounded to `dtype`."""
         if self.values:
-            count = torch.Size(self.shape).numel()
-            repeated = torch.tensor(self.values, dtype=torch.float64).repeat(
-                -(-count // len(self.values))
-            )
-            return repeated[:count].reshape(self.shape).to(dtype)
+            return _repeated(self.values, self.shape).to(dtype)
         x = self.scale * torch.randn(self.shape, generator=generator, dtype=torch.float64)
         return x.to(dtype)
 
@@ -47,16 +43,22 @@ TargetKind = Literal["numbers", "binary", "classes", "some ignored", "all ignore
 
 @dataclass(frozen=True)
 class LossCase:
-    """A loss with the shape of the outputs y ~ `scale` N(0, 1) and the kind of its targets."""
+    """A loss with the shape of the outputs y and the kind of its targets.
+
+    y is `scale` times N(0, 1), or `values`, repeated, for a loss that takes no others.
+    """
 
     name: str
     loss: AnyLoss
     shape: tuple[int, ...]
     target_kind: TargetKind = "numbers"
     scale: float = 1.0
+    values: tuple[float, ...] = ()
 
     def y(self, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Tensor:
         """Return the outputs of an imagined network, drawn in float64 and rounded to `dtype`."""
+        if self.values:
+            return _repeated(self.values, self.shape).to(dtype)
         y = self.scale * torch.randn(self.shape, generator=generator, dtype=torch.float64)
         return y.to(dtype)
 
@@ -76,3 +78,10 @@ class LossCase:
         if ignored:
             target.view(-1)[::ignored] = -100
         return target
+
+
+def _repeated(values: tuple[float, ...], shape: tuple[int, ...]) -> Tensor:
+    """Return the values one after the other, from the first again when they are used up."""
+    count = torch.Size(shape).numel()
+    times = -(-count // len(values))
+    return torch.tensor(values, dtype=torch.float64).repeat(times)[:count].reshape(shape)

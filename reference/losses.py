@@ -21,6 +21,20 @@ class HalfSquaredError(nn.Module):
         return 0.5 * nn.functional.mse_loss(y, target, reduction=self.reduction)
 
 
+class CrossEntropyOfProbabilities(nn.Module):
+    """-Σ t log y, or its mean over the examples."""
+
+    def __init__(self, reduction: by_hand.Reduction = "sum") -> None:
+        super().__init__()
+        self.reduction = reduction
+
+    def forward(self, y: Tensor, target: Tensor) -> Tensor:
+        """Return torch's nll_loss for targets that are probabilities, which it does not take."""
+        # a y that no target asks for is kept out of the logarithm, where it may be 0
+        sums = -(target * torch.where(target == 0, 1.0, y).log()).sum(1 if y.ndim > 1 else 0)
+        return sums.sum() if self.reduction == "sum" else sums.mean()
+
+
 MSELoss = nn.MSELoss
 BCEWithLogitsLoss = nn.BCEWithLogitsLoss
 
@@ -41,6 +55,8 @@ _SQUARED: list[tuple[str, by_hand.Reduction, tuple[int, ...]]] = [
     ("batch of one", "mean", (1, 1)),
     ("one axis", "mean", (5,)),
 ]
+_OUTPUTS = (0.7, 0.2, 0.1, 0.1, 0.6, 0.3, 0.05, 0.9)  # of a softmax, or nearly
+_of_probabilities = by_hand.CrossEntropyOfProbabilities
 _weight = torch.tensor([0.5, 1.0, 2.0, 0.1, 3.0], dtype=torch.float64)
 _everything = by_hand.CrossEntropyLoss(_weight, label_smoothing=0.1)
 
@@ -54,6 +70,11 @@ CASES = [
     LossCase("sum", by_hand.BCEWithLogitsLoss("sum"), (4, 3), "binary"),
     LossCase("probabilities", by_hand.BCEWithLogitsLoss(), (4, 3), "probabilities"),
     LossCase("large logits", by_hand.BCEWithLogitsLoss(), (8, 1), "binary", scale=1000),
+    LossCase("sum", _of_probabilities("sum"), (4, 3), "probabilities", values=_OUTPUTS),
+    LossCase("mean", _of_probabilities("mean"), (4, 3), "probabilities", values=_OUTPUTS),
+    LossCase("zeros and ones", _of_probabilities("mean"), (4, 3), "binary", values=_OUTPUTS),
+    LossCase("no batch axis", _of_probabilities("mean"), (3,), "probabilities", values=_OUTPUTS),
+    LossCase("images", _of_probabilities("mean"), (2, 3, 4), "probabilities", values=_OUTPUTS),
     LossCase("mean", by_hand.CrossEntropyLoss(), (4, 5), "classes"),
     LossCase("sum", by_hand.CrossEntropyLoss(reduction="sum"), (4, 5), "classes"),
     LossCase("batch of one", by_hand.CrossEntropyLoss(), (1, 5), "classes"),

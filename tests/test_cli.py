@@ -132,8 +132,11 @@ def test_debug_shows_the_traceback(here: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("", "Expected one of {train, compare, bench}."),
-        ("trian", "Unrecognized options: trian; Available subcommands: train, compare, bench"),
+        ("", "Expected one of {train, compare, bench, explain, errata}."),
+        (
+            "trian",
+            "Unrecognized options: trian; Available subcommands: train, compare, bench, explain, errata",
+        ),
         ("--data iris", "Unrecognized or misplaced options: --data .*; Perhaps you meant: --data"),
         ("train iris", "Unrecognized options: iris"),
         ("train --date iris", "Unrecognized options: --date, iris; Perhaps you meant: --data"),

@@ -12,6 +12,7 @@ from manualbp.layers import Linear, Maxout, ReLU, Sequential, Sigmoid, Softmax
 from manualbp.losses import (
     BCEWithLogitsLoss,
     CrossEntropyLoss,
+    CrossEntropyOfProbabilities,
     HalfSquaredError,
     MSELoss,
     Penalty,
@@ -19,6 +20,7 @@ from manualbp.losses import (
 from reference.cases import LossCase
 
 SEED = 0
+SAME_SHAPE = [HalfSquaredError(), MSELoss(), BCEWithLogitsLoss(), CrossEntropyOfProbabilities()]
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 CASES = pytest.mark.parametrize(
     "case",
@@ -60,8 +62,8 @@ def test_softmax_and_then_the_sum_gives_the_cross_entropy(dE):
     t = torch.zeros(6, 5, dtype=torch.float64)
     t[torch.arange(6), classes] = 1
     y, saved = Softmax().forward(NO_PARAMETERS, x)
-    E = -(t * y.log()).sum()
-    dy = -dE * t / y  # ∂E/∂y[n,k] = -t[n,k] / y[n,k]
+    E, saved_E = CrossEntropyOfProbabilities().forward(y, t)
+    dy = CrossEntropyOfProbabilities().backward(saved_E, dE)  # ∂E/∂y[n,k] = -t[n,k] / y[n,k]
     dx = Softmax().backward(NO_PARAMETERS, saved, dy, NO_PARAMETERS)
 
     loss = CrossEntropyLoss(reduction="sum")
@@ -71,6 +73,18 @@ def test_softmax_and_then_the_sum_gives_the_cross_entropy(dE):
         torch.testing.assert_close(closed_E, E, rtol=1e-13, atol=0)
         torch.testing.assert_close(closed_dx, dx, rtol=1e-13, atol=1e-15)
         torch.testing.assert_close(closed_dx, dE * (y - t), rtol=1e-13, atol=1e-15)
+
+
+def test_a_probability_of_0_counts_only_where_the_target_asks_for_it():
+    y = torch.tensor([[0.0, 1.0], [0.25, 0.75]], dtype=torch.float64)
+    loss = CrossEntropyOfProbabilities()
+    E, saved = loss.forward(y, torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64))
+    assert -torch.tensor(0.25, dtype=torch.float64).log() == E
+    assert loss.backward(saved).tolist() == [[0, -1], [-4, 0]]
+
+    E, saved = loss.forward(y, torch.tensor([[1.0, 0.0], [1.0, 0.0]], dtype=torch.float64))
+    assert torch.inf == E
+    assert loss.backward(saved)[0].tolist() == [-torch.inf, 0]
 
 
 def test_sigmoid_and_then_the_sum_gives_the_binary_cross_entropy():
@@ -103,7 +117,7 @@ def test_another_class_can_be_the_ignored_one():
     assert (dx[[0, 2]] != 0).all()
 
 
-@pytest.mark.parametrize("loss", [HalfSquaredError(), MSELoss(), BCEWithLogitsLoss()], ids=str)
+@pytest.mark.parametrize("loss", SAME_SHAPE, ids=str)
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_another_reduction_changes_nothing_else(loss, reduction):
     assert loss.reduced_by(reduction) == type(loss)(reduction)
@@ -129,7 +143,7 @@ def no_shape_checks():
 
 
 @pytest.mark.usefixtures("no_shape_checks")
-@pytest.mark.parametrize("loss", [HalfSquaredError(), MSELoss(), BCEWithLogitsLoss()], ids=str)
+@pytest.mark.parametrize("loss", SAME_SHAPE, ids=str)
 def test_a_target_that_would_broadcast_is_refused(loss):
     with pytest.raises(ValueError, match=r"the target has shape \(4,\), expected \(4, 1\)"):
         loss.forward(torch.zeros(4, 1), torch.zeros(4))

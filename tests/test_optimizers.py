@@ -16,6 +16,7 @@ from manualbp.optimizers import (
     RMSprop,
     clip_norm_,
     clip_value_,
+    descend,
 )
 from reference.optimizers import CASES
 from reference.optimizers import LookAheadNesterov as LookAheadNesterovTwin
@@ -125,6 +126,35 @@ def test_a_zero_whose_gradient_is_zero_stays(rule):
     assert (ours.w[1::2] != bowl.start[1::2]).all()
 
 
+def test_adagrad_with_its_eps_in_the_start_of_the_sum_has_it_inside_the_root():
+    bowl = Bowl()
+    inside = descend(
+        Adagrad(0.1, initial_accumulator_value=1e-2, eps=0.0),
+        lambda w: bowl.gradient(w, 1),
+        bowl.start,
+        3,
+    )
+    w, s = bowl.start.clone(), torch.zeros(SIZE, dtype=torch.float64)
+    for step in range(1, 4):
+        g = bowl.gradient(w, 1)
+        s += g * g
+        w -= 0.1 * g / (s + 1e-2).sqrt()
+        assert relative_error(inside[step], w) < 1e-14
+
+
+@EACH_RULE
+def test_descend_makes_the_steps_of_the_rule(rule):
+    """Also where the backward pass may add straight into the memory, which it does not use."""
+    bowl = Bowl()
+    ours = ByHand(rule, bowl)
+    path = descend(rule, lambda w: bowl.gradient(w, 1), bowl.start, 4)
+    assert torch.equal(path[0], bowl.start)
+    bowl.noise[:] = bowl.noise[1]
+    for step in range(1, 5):
+        ours.step(step, rule.lr)
+        assert relative_error(path[step], ours.w) < 1e-12
+
+
 def test_looking_ahead_runs_through_the_parameters_of_torch_s_nesterov():
     """With a constant rate, w + μ v of the one is w of the other at every step."""
     classical = ByHand(LookAheadNesterov(0.1, momentum=0.9, weight_decay=0.01), Bowl())
@@ -183,4 +213,6 @@ def test_the_settings_have_the_names_and_defaults_of_torch():
             [nn.Parameter(torch.zeros(1))]
         ).defaults
         for name, value in vars(rule).items():
-            assert defaults[name] == value, (rule, name)
+            # torch has no choice of where ε stands: it is outside the root
+            expected = False if name == "eps_inside_root" else defaults[name]
+            assert expected == value, (rule, name)

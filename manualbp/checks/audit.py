@@ -7,6 +7,7 @@ from the sources.
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -85,12 +86,18 @@ None of them carries the derivative of a layer: a sigmoid is here as a function,
 
 
 class Recorder(TorchDispatchMode):
-    """Record the operations that run inside the `with` block, and the devices of their results."""
+    """Record the operations that run inside the `with` block: how often, and on which devices."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # torch would import its compiler, a second long, to tell it to leave the recorder alone.
+        return False
 
     def __init__(self) -> None:
         super().__init__()  # pyright: ignore[reportUnknownMemberType]  untyped in torch
         self.operations: dict[str, set[str]] = {}
         """The device types on which results lay, by operation: {"mm": {"cuda"}}."""
+        self.counts: Counter[str] = Counter()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -99,7 +106,9 @@ class Recorder(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         namespace, name = func.name().split("::")
         if namespace != "prim":  # questions about a tensor, such as its device
-            devices = self.operations.setdefault(name.partition(".")[0], set())
+            operation = name.partition(".")[0]
+            self.counts[operation] += 1
+            devices = self.operations.setdefault(operation, set())
             devices.update(tensor.device.type for tensor in _tensors(result))
         return result
 
@@ -145,7 +154,11 @@ MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
     "models": ("initializers", "layers"),
     "training": _TRAINING,
     "checks": _TRAINING,
-    "cli": (*_TRAINING, "checks"),
+    "lectures": (),
+    "perceptron": ("errors", "layers", "parameters"),
+    "moments": ("layers", "losses", "parameters"),
+    "explain": (*_TRAINING, "checks", "lectures", "moments", "perceptron"),
+    "cli": (*_TRAINING, "checks", "explain"),
     "__main__": ("cli",),
 }
 """Imports run one way: what each file or folder of manualbp may import of manualbp, besides itself.

@@ -101,7 +101,7 @@ def loss_case(case: LossCase, seed: int = 0) -> Case:
     case.y(generator)  # so that targets and outputs are not the same numbers
     target = case.target(generator)
     layer = WithLoss(Sequential(), case.loss, target)
-    return Case(case.name, layer, case.shape, scale=case.scale)
+    return Case(case.name, layer, case.shape, scale=case.scale, values=case.values)
 
 
 @dataclass(frozen=True)

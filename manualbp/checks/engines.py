@@ -33,7 +33,10 @@ class AutogradEngine:
         self.module.load_state_dict(weights)
         self.named = dict(self.module.named_parameters())
         self.loss = twin_loss(step.loss)
-        self.optimizer = twin_optimizer(step.optimizer, self.named.values())
+        for name in step.frozen:
+            self.named[name].requires_grad_(False)
+        learning = [p for name, p in self.named.items() if name not in step.frozen]
+        self.optimizer = twin_optimizer(step.optimizer, learning)
         self.generator = generator
         set_generator(self.module, generator)
         self._rates: Iterator[float] = iter(())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from math import isfinite
@@ -50,8 +51,26 @@ LEARNING_RATES: Mapping[OptimizerName, float] = {
     "adamw": 0.001,
 }
 
-NOT_RESUMABLE = ("run_dir", "resume", "config", "json", "quiet", "debug")
+DEFAULT_RATES: Mapping[OptimizerName, tuple[float, ...]] = {
+    name: (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03)
+    if rate == 0.001
+    # Rules that divide by the length of the gradient take smaller steps.
+    else (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+    for name, rate in LEARNING_RATES.items()
+}
+"""What --cross-validate chooses from, if not told."""
+
+NOT_RESUMABLE = (
+    *("cross_validate", "restarts", "find_lr"),
+    *("run_dir", "resume", "config", "json", "quiet", "debug"),
+)
 """Options of one call of the program, not of the run: they are not kept in config.json."""
+
+COMPARABLE = (
+    *("model", "activation", "dropout", "initializer", "l1", "l2", "optimizer", "lr", "momentum"),
+    *("weight_decay", "schedule", "batch_size", "clip_norm"),
+)
+"""Options that take several values on the command line, for a run with each."""
 
 OPEN_ON_RESUME = ("max_epochs", "patience", "checkpoint_seconds")
 """Options of the run that may change when it is resumed: they do not touch what is computed."""
@@ -94,7 +113,9 @@ class TrainConfig:
     optimizer: OptimizerName = "sgd"
     """nesterov is torch's form, look-ahead the classical one."""
     lr: float | None = None
-    """Learning rate; not given: 0.05 for sgd and both nesterov, 0.01 for adagrad, else 0.001."""
+    """Learning rate; not given: 0.05 for sgd and both nesterov, 0.01 for adagrad, else 0.001.
+    Several, 0.001 0.01 0.1, are compared by a run with each; so are several batch sizes,
+    optimizers, activations, and so on."""
     momentum: float = 0.9
     """Momentum of sgd, nesterov, look-ahead and rmsprop."""
     weight_decay: float = 0.003
@@ -124,6 +145,11 @@ class TrainConfig:
     """Type of all numbers of the network."""
     seed: int = 0
     """Seed of the split, the start, the order of the examples and the dropout masks."""
+    init_seed: int | None = None
+    """Seed of the initial weights alone; not given: the seed."""
+    fold: str | None = None
+    """2/4: of 4 equal parts of all rows but those for the test, the second is for validation, the
+    others are for training, and there is no test."""
     threads: int = 0
     """Threads on the CPU; 0: one where a step is too small to be worth sharing, else all cores."""
     engine: EngineName = "manual"
@@ -137,6 +163,14 @@ class TrainConfig:
     float32, 0.5 in bfloat16."""
     checkpoint_seconds: float = 5.0
     """Seconds between two checkpoints; 0: after every epoch. The last one is always written."""
+    cross_validate: int | None = None
+    """Choose among the learning rates, or whatever has several values, by the mean validation loss
+    over so many folds; then train with the best one and test it."""
+    restarts: int | None = None
+    """Train from so many different initial weights, all else the same, and name the best."""
+    find_lr: bool = False
+    """Learning-rate range test: let the rate grow from update to update until the loss diverges,
+    and suggest the one at which it fell fastest."""
     run_dir: Path | None = None
     """Directory of the run; not given: a new one under runs/ named by time and settings."""
     resume: Path | None = None
@@ -159,6 +193,7 @@ class TrainConfig:
         at_least_one = ("max_epochs", "accumulate")
         at_least_zero = ("batch_size", "patience", "threads")
         non_negative = ("momentum", "weight_decay", "min_delta", "l1", "l2", "checkpoint_seconds")
+        at_least_two = ("cross_validate", "restarts")
         positive = ("lr", "clip_norm", "clip_value", "lockstep_limit")
         for name in at_least_one:
             self._require(name, getattr(self, name) >= 1, "at least 1")
@@ -171,8 +206,15 @@ class TrainConfig:
         for name in positive:
             value = getattr(self, name)
             self._require(name, value is None or (isfinite(value) and value > 0), "more than 0")
+        for name in at_least_two:
+            value = getattr(self, name)
+            self._require(name, value is None or value >= 2, "2 or more")
         self._require("hidden", all(units >= 1 for units in self.hidden), "1 unit or more a layer")
-        self._require("seed", 0 <= self.seed < 2**32, "from 0 to 4294967295")
+        for name in ("seed", "init_seed"):
+            value = getattr(self, name)
+            self._require(name, value is None or 0 <= value < 2**32, "from 0 to 4294967295")
+        part, parts = self.fold_of_folds or (1, 2)
+        self._require("fold", 1 <= part <= parts >= 2, "a part of 2 or more, such as 2/4")
         self._require("dropout", 0 <= self.dropout < 1, "from 0 to below 1")
         self._require("label_smoothing", 0 <= self.label_smoothing <= 1, "from 0 to 1")
         self._require("momentum", self.momentum < 1, "below 1")
@@ -193,6 +235,14 @@ class TrainConfig:
     def learning_rate(self) -> float:
         """Return the learning rate, given or the optimizer's default here."""
         return LEARNING_RATES[self.optimizer] if self.lr is None else self.lr
+
+    @property
+    def fold_of_folds(self) -> tuple[int, int] | None:
+        """Return (2, 4) for the fold 2/4; (0, 0), which is out of range, for what is no fold."""
+        if self.fold is None:
+            return None
+        match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", self.fold)
+        return (int(match[1]), int(match[2])) if match else (0, 0)
 
     def build_optimizer(self) -> Optimizer:
         """Return the update rule."""

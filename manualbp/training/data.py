@@ -104,6 +104,7 @@ def load(
     device: torch.device | str | None = None,
     target: str | None = None,
     task: Task | Literal["auto"] = "auto",
+    fold: tuple[int, int] | None = None,
 ) -> Data:
     """Return the data set of this name, or from this .csv or .npz file, split and standardised.
 
@@ -112,6 +113,10 @@ def load(
     and likewise the targets of a regression; std = 1 where a column is constant. 70 % of the rows
     are for training, 15 % for validation, 15 % for the test, and so of each class. The seed decides
     which. xor is neither split nor standardised: each part has all four points.
+
+    With `fold` (k, K) the rows that are not for the test are cut into K equal parts, and so are
+    those of each class; part k, counted from 1, is for validation, the others are for training. The
+    rows for the test are the same as without.
 
     `target` names the target column of a CSV file. Computed in float64, then converted to `dtype`
     and moved to `device`.
@@ -130,10 +135,15 @@ def load(
         classes, t = (), _numbers_to_predict(source, table)
 
     if source == "xor":
+        if fold:
+            raise UsageError("xor cannot be cut into folds: its four points are in every part")
         parts = (np.arange(4),) * 3
     else:
         _require_enough_rows(source, t, classes)
         parts = _split(len(x), t if classes else None, seed)
+        if fold:
+            rows = np.sort(np.concatenate(parts[:2]))
+            parts = (*_fold(source, rows, t[rows] if classes else None, fold, seed), parts[2])
         x = _standardised(x, parts[0])
         if not classes:
             t = _standardised(t, parts[0])
@@ -453,6 +463,25 @@ def _split(rows: int, t: AnyArray | None, seed: int) -> tuple[Indices, Indices, 
     train, rest = _divide(np.arange(rows), t, 0.3, seed)
     val, test = _divide(rest, None if t is None else t[rest], 0.5, seed)
     return train, val, test
+
+
+def _fold(
+    source: str, rows: Indices, classes: AnyArray | None, fold: tuple[int, int], seed: int
+) -> tuple[Indices, Indices]:
+    """Return those of the rows that are for training in this fold, and those for validation."""
+    part, parts = fold
+    most = len(rows) if classes is None else int(np.bincount(classes).min())
+    if parts > most:
+        of_a_class = "" if classes is None else " of the rarest class"
+        raise UsageError(
+            f"{source}: {parts} folds of {_count(most, 'row')}{of_a_class} (those for the test do "
+            f"not count); expected {most} folds at most"
+        )
+    name = "KFold" if classes is None else "StratifiedKFold"
+    cut = getattr(sklearn_model_selection, name)(parts, shuffle=True, random_state=seed % 2**32)
+    folds = cast("list[tuple[Indices, Indices]]", list(cut.split(rows, classes)))
+    others, this = folds[part - 1]
+    return rows[others], rows[this]
 
 
 def _divide(

@@ -64,8 +64,9 @@ class Display:
 
 def print_summary(console: Console, result: Mapping[str, Any]) -> None:
     """Say what a run reached, why it stopped, where it lies, and how to look at it."""
-    score = "accuracy" if "test_accuracy" in result else "r2"
-    value, loss = result[f"test_{score}"], result["test_loss"]
+    part, title = ("test", "Test") if "test_loss" in result else ("best_val", "Val")
+    score = "accuracy" if f"{part}_accuracy" in result else "r2"
+    value, loss = result[f"{part}_{score}"], result[f"{part}_loss"]
     reached = Text("not a number" if value is None else f"{value:.4f}", style="bold")
     if loss is not None:
         reached = Text.assemble(
@@ -80,7 +81,7 @@ def print_summary(console: Console, result: Mapping[str, Any]) -> None:
     engine = f"{result['engine']}, {result['device']}, {result['dtype']}"
     command = f"tensorboard --logdir {quote(result['run_dir'])}"
     lines = [
-        Text.assemble(f"{'Test R²' if score == 'r2' else 'Test accuracy':<15}", reached),
+        Text.assemble(f"{title + (' R²' if score == 'r2' else ' accuracy'):<15}", reached),
         Text(f"{'Stopped':<15}{stopped}"),
         Text(f"{'Engine':<15}{engine}, {result['steps_per_second']:,.0f} updates/s"),
         Text(f"{'Run':<15}{result['run_dir']}"),

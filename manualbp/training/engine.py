@@ -161,7 +161,7 @@ class ManualEngine:
 
     def _plain_part(self, x: Tensor, target: Tensor, share: Tensor) -> Tensor:
         return self.training_step.add_gradients(
-            self.params, self.grads, x, target, share, self.mode
+            self.params, self.grads, x, target, self.mode, share
         )
 
     def _plain_end(self) -> Tensor:

@@ -8,7 +8,7 @@ and loss, or loss and r2: the names of all other groups come after them in the a
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
@@ -39,13 +39,17 @@ class RunLogs:
 
     `resume_after=e` hides what an interrupted run has logged of epochs > e, so that the curves
     equal those of a run never interrupted; `resume_after=0` hides all, the configuration too.
+    `trial` is the run's name in the table of the HPARAMS page, which takes the mean over runs of
+    the same name; without one it is that of the directory.
     Raises UsageError if the clock is behind the files of the interrupted run.
     """
 
-    def __init__(self, run: Path, *, resume_after: int | None = None) -> None:
+    def __init__(
+        self, run: Path, *, resume_after: int | None = None, trial: str | None = None
+    ) -> None:
         if resume_after is not None:
             _wait_until_names_sort_last(run)
-        self._name = run.resolve().name
+        self._trial = trial or run.resolve().name
         self._last_epoch = resume_after or 0
         # purge_step also in a first file, where there is nothing to hide: one of TensorBoard's two
         # readers, that of --load_fast=false, takes the first purge_step it meets for a run's start.
@@ -126,7 +130,7 @@ class RunLogs:
         hidden it and can log it anew.
         """
         step = self._last_epoch + 1
-        row = hparams_pb(dict(hparams), trial_id=self._name)
+        row = hparams_pb(dict(hparams), trial_id=self._trial)
         self._val.file_writer.add_summary(row, step)
         _scalars(self._val, step, {f"result/{name}": value for name, value in metrics.items()})
 
@@ -139,6 +143,39 @@ class RunLogs:
         """Flush and close the files. A second call does nothing."""
         self._train.close()
         self._val.close()
+
+
+class ExperimentLogs:
+    """Event files of what several runs come to together, or of what is no run; beside the runs."""
+
+    def __init__(self, directory: Path) -> None:
+        self._writer: Writer = SummaryWriter(str(directory))
+
+    def __enter__(self) -> ExperimentLogs:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._writer.close()
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Log numbers under these tags."""
+        _scalars(self._writer, step, values)
+
+    def picture(self, tag: str, figure: Figure, path: Path) -> None:
+        """Log a figure, and write it to a PNG file too."""
+        cast(Any, figure).savefig(path)  # matplotlib leaves its keyword arguments untyped
+        self._writer.add_image(tag, _pixels(figure), 0, dataformats="HWC")
+
+    def table(self, tag: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """Log a table as text."""
+        lines = [columns, [":--"] * len(columns), *([_as_code(cell) for cell in r] for r in rows)]
+        text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        self._writer.add_text(tag, text, 0)
 
 
 def _wait_until_names_sort_last(run: Path) -> None:
@@ -187,7 +224,6 @@ def _draw_confusion_matrix(matrix: Tensor, classes: tuple[str, ...]) -> NDArray[
     cell = 0.08 * (1 + max(2, len(str(counts.max()))))  # inches, wide enough for the counts
     side = min(max(3.0, 1.0 + cell * len(classes)), 11.0)
     figure = Figure(figsize=(side, side), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     axes = cast(Any, figure.add_subplot())  # matplotlib leaves its keyword arguments untyped
     axes.imshow(shade, cmap="Blues", vmin=0, vmax=1)
     axes.set_title(f"{right} of {total} right", fontsize=10)
@@ -206,6 +242,12 @@ def _draw_confusion_matrix(matrix: Tensor, classes: tuple[str, ...]) -> NDArray[
         for i, j in np.argwhere(counts):
             ink = "white" if shade[i, j] > 0.6 else "black"
             axes.text(j, i, counts[i, j], color=ink, fontsize=size, ha="center", va="center")
+    return _pixels(figure)
+
+
+def _pixels(figure: Figure) -> NDArray[np.uint8]:
+    """Return the picture (H, W, 3)."""
+    canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba(), dtype=np.uint8)[:, :, :3]
 

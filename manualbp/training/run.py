@@ -30,7 +30,12 @@ from manualbp.training.engine import Engine, threads_for
 from manualbp.training.logs import RunLogs
 from manualbp.training.loop import EpochReport, NotFinite, Trainer
 from manualbp.training.objective import objective
-from manualbp.training.run_directory import RunDirectory, default_path, write_json
+from manualbp.training.run_directory import (
+    RunDirectory,
+    default_path,
+    new_directory,
+    write_json,
+)
 from manualbp.training.step import TrainingStep
 
 RUNS = Path("runs")
@@ -47,9 +52,33 @@ sklearn_metrics = import_module("sklearn.metrics")
 class Interrupted(Exception):
     """SIGINT or SIGTERM came; raised between two updates, where everything fits together."""
 
-    def __init__(self, signal_number: int, run: Path) -> None:
-        super().__init__(f"interrupted; go on with: manualbp train --resume {quote(str(run))}")
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
         self.exit_code = 128 + signal_number
+
+
+class Signals:
+    """Notes SIGINT and SIGTERM, for whoever looks at `number`; the second one does not wait."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    @contextmanager
+    def noted(self) -> Generator[None]:
+        """Note signals from here on."""
+
+        def note(number: int, frame: FrameType | None) -> None:
+            if self.number is not None:
+                raise KeyboardInterrupt
+            self.number = number
+
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def train(config: TrainConfig, build_engine: EngineBuilder) -> dict[str, Any]:
@@ -59,6 +88,11 @@ def train(config: TrainConfig, build_engine: EngineBuilder) -> dict[str, Any]:
     not finite any more or lockstep finds a difference; Interrupted after a signal. Whatever but
     lockstep ends training, the best weights are in best.pt, the state to go on from is in last.pt.
     """
+    return prepare(config, build_engine).start()
+
+
+def prepare(config: TrainConfig, build_engine: EngineBuilder) -> Run:
+    """Return the run, of which nothing is written yet. Raises UsageError for bad input."""
     config.validate()
     device = resolve_device(config.device)
     data = load(
@@ -68,19 +102,9 @@ def train(config: TrainConfig, build_engine: EngineBuilder) -> dict[str, Any]:
         device=device,
         target=config.target,
         task=config.task,
+        fold=config.fold_of_folds,
     )
-    run = Run.prepare(config, data, device, build_engine)
-    trainer = run.trainer
-    size = threads_for(run.params.flat.numel(), trainer.batch_size or len(trainer.train))
-    torch.set_num_threads(config.threads or size)
-    # The momentum of a unit that has died fades into denormal numbers, which take a processor ten
-    # times as long; they count as zero.
-    torch.set_flush_denormal(True)
-    with ExitStack() as stack:
-        directory = stack.enter_context(open_directory(config))
-        run.open(directory)
-        stack.callback(run.close)
-        return run.run()
+    return Run.prepare(config, data, device, build_engine)
 
 
 @dataclass
@@ -96,8 +120,10 @@ class Run:
     display: Display
     directory: RunDirectory = field(init=False)
     logs: RunLogs = field(init=False)
+    validation: Mapping[str, float] = field(default_factory=dict[str, float], init=False)
+    """Loss and score of the best weights, when the run has ended."""
     _saved_at: float = field(default=0.0, init=False)
-    _signal: int | None = field(default=None, init=False)
+    _signals: Signals = field(default_factory=Signals, init=False)
 
     @classmethod
     def prepare(
@@ -123,7 +149,8 @@ class Run:
             config.clip_value,
             micro_batch=config.batch_size if config.accumulate > 1 else 0,
         )
-        start = torch.Generator().manual_seed(config.seed)
+        seed = config.seed if config.init_seed is None else config.init_seed
+        start = torch.Generator().manual_seed(seed)
         params = model.parameters(start, dtype=DTYPES[config.dtype], device=device)
 
         def masks() -> torch.Generator:
@@ -154,6 +181,16 @@ class Run:
         display = Display(config.max_epochs, goal.score_name, quiet=config.quiet)
         return cls(config, data, device, step, params, trainer, display)
 
+    def start(self) -> dict[str, Any]:
+        """Open a directory, train there from the first epoch or where an earlier run stopped, and
+        return what result.json holds.
+        """
+        configure_processor(self.config, self.trainer)
+        with ExitStack() as stack:
+            self.open(stack.enter_context(open_directory(self.config)))
+            stack.callback(self.close)
+            return self.run()
+
     def open(self, directory: RunDirectory) -> None:
         """Load the checkpoint if there is one, write config.json, open the logs."""
         self.directory = directory
@@ -162,7 +199,7 @@ class Run:
             self._load_checkpoint()
         write_json(directory.config, self.config.saved())
         after = self.trainer.progress.epoch if resumed else None
-        self.logs = RunLogs(directory.path, resume_after=after)
+        self.logs = RunLogs(directory.path, resume_after=after, trial=directory.trial)
         if not after:
             self.logs.configuration(self.config.saved())
 
@@ -175,7 +212,7 @@ class Run:
         """Train, then test with the best weights and write the result."""
         self._saved_at = monotonic()
         try:
-            with self._signals():
+            with self._signals.noted():
                 self.display.start(self.trainer.progress.epoch)
                 reason = self.trainer.fit(self)
         except Interrupted:
@@ -268,12 +305,15 @@ class Run:
             stopper.reason = None  # the run goes on with more patience than it had
 
     def _finish(self, reason: StopReason) -> dict[str, Any]:
-        """Evaluate the best weights on the test split; log and write the result."""
+        """Evaluate the best weights on the test split; log and write the result.
+
+        A fold has no test: it is there to choose by, and the test is for what has been chosen.
+        """
         trainer, goal = self.trainer, self.trainer.objective
-        test = goal.targets(self.data.test)
         if trainer.best:
             trainer.engine.load_weights(trainer.best)
-        val = goal.metrics(trainer.engine.predict(trainer.val.x), trainer.val.t)
+        self.validation = val = goal.metrics(trainer.engine.predict(trainer.val.x), trainer.val.t)
+        test = trainer.val if self.config.fold else goal.targets(self.data.test)
         y = trainer.engine.predict(test.x)
         metrics = goal.metrics(y, test.t)
         epoch, stopper = trainer.progress.epoch, trainer.stopper
@@ -286,11 +326,13 @@ class Run:
             best_epoch = stopper.best_epoch or epoch
             self.logs.confusion_matrix(best_epoch, torch.as_tensor(matrix), self.data.classes)
         seconds = trainer.progress.seconds
-        measured = {
-            "best_val_loss": _number(val["loss"]),
-            "test_loss": _number(metrics["loss"]),
-            f"test_{goal.score_name}": _number(metrics[goal.score_name]),
-        }
+        score = goal.score_name
+        if self.config.fold:
+            measured = {"best_val_loss": val["loss"], f"best_val_{score}": val[score]}
+        else:
+            measured = {"best_val_loss": val["loss"]}
+            measured |= {"test_loss": metrics["loss"], f"test_{score}": metrics[score]}
+        measured = {name: _number(value) for name, value in measured.items()}
         result = {
             "run_dir": str(self.directory.path),
             "engine": self.config.engine,
@@ -303,33 +345,21 @@ class Run:
             "seconds": seconds,
             "steps_per_second": trainer.progress.steps / seconds if seconds else 0.0,
         }
+        settings = self.config.saved()
+        if self.config.fold_of_folds:  # one row stands for all folds
+            settings["fold"] = f"each of {self.config.fold_of_folds[1]}"
         self.logs.hparams(
-            {name: _plain(value) for name, value in self.config.saved().items()},
+            {name: _plain(value) for name, value in settings.items()},
             {name: value for name, value in measured.items() if value is not None},
         )
         self.logs.flush()
         write_json(self.directory.result, result)
         return result
 
-    @contextmanager
-    def _signals(self) -> Generator[None]:
-        """Note SIGINT and SIGTERM, to act on them between two updates."""
-
-        def note(number: int, frame: FrameType | None) -> None:
-            if self._signal is not None:
-                raise KeyboardInterrupt  # the second one does not wait
-            self._signal = number
-
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
     def _raise_if_signalled(self) -> None:
-        if self._signal is not None:
-            raise Interrupted(self._signal, self.directory.path)
+        if self._signals.number is not None:
+            command = f"manualbp train --resume {quote(str(self.directory.path))}"
+            raise Interrupted(self._signals.number, f"interrupted; go on with: {command}")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -338,6 +368,16 @@ def resolve_device(name: str) -> torch.device:
     if name == "cuda" and not available:
         raise UsageError("--device cuda: there is no CUDA device here; use --device cpu or auto")
     return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def configure_processor(config: TrainConfig, trainer: Trainer) -> None:
+    """Set the number of threads, and let the processor be quick about tiny numbers."""
+    parameters = sum(weight.numel() for weight in trainer.engine.weights().values())
+    rows = trainer.batch_size or len(trainer.train)
+    torch.set_num_threads(config.threads or threads_for(parameters, rows))
+    # The momentum of a unit that has died fades into denormal numbers, which take a processor ten
+    # times as long; they count as zero.
+    torch.set_flush_denormal(True)
 
 
 def open_directory(config: TrainConfig) -> RunDirectory:
@@ -353,6 +393,12 @@ def open_directory(config: TrainConfig) -> RunDirectory:
         now=datetime.now(),
     )
     return RunDirectory.create(path)
+
+
+def open_experiment(config: TrainConfig, name: str) -> RunDirectory:
+    """Return the directory of a new experiment, locked: --run-dir, or one named like this."""
+    name = f"{Path(config.data).stem}_{name}"
+    return RunDirectory.create(config.run_dir or new_directory(RUNS, name, datetime.now()))
 
 
 def _number(value: float) -> float | None:

@@ -16,6 +16,8 @@ from manualbp.errors import UsageError
 from manualbp.training.checkpoint import replace_file, temporary_path
 
 LOCK = ".lock"
+EXPERIMENT = "experiment.json"
+"""In a directory whose directories are the runs of one experiment: what it is, and the results."""
 
 
 class RunDirectory:
@@ -82,6 +84,18 @@ class RunDirectory:
         self.close()
 
     @property
+    def trial(self) -> str:
+        """The run's name among others: that of the directory, after that of its experiment.
+
+        The folds of a cross-validation, EXPERIMENT/lr=0.1/fold=2, share one, EXPERIMENT/lr=0.1.
+        """
+        path = self.path.resolve()
+        for experiment in (path.parent, path.parent.parent):
+            if (experiment / EXPERIMENT).is_file():
+                return f"{experiment.name}/{path.relative_to(experiment).parts[0]}"
+        return path.name
+
+    @property
     def config(self) -> Path:
         """The resolved configuration. It is what makes the directory a run: written first."""
         return self.path / "config.json"
@@ -90,6 +104,11 @@ class RunDirectory:
     def result(self) -> Path:
         """What the run reached and why it stopped, written last."""
         return self.path / "result.json"
+
+    @property
+    def experiment(self) -> Path:
+        """What an experiment is about and came to, in a directory of several runs."""
+        return self.path / EXPERIMENT
 
     @property
     def train(self) -> Path:
@@ -116,14 +135,25 @@ def default_path(
     root: Path, *, data: str, model: str, engine: str, seed: int, now: datetime
 ) -> Path:
     """Return a path such as ROOT/2026-11-21_05-17-22_digits_mlp_manual_seed0, where it has made an
-    empty directory: two runs that start in the same second must not get the same one.
+    empty directory.
 
-    Names sort by time. Where the name is taken it gets the suffix -2, -3, ... `data` is the name of
-    a data set, or the path of a file, which counts without its directory and extension.
+    Names sort by time. `data` is the name of a data set, or the path of a file, which counts
+    without its directory and extension.
 
     Raises UsageError where it cannot be made.
     """
-    name = f"{now:%Y-%m-%d_%H-%M-%S}_{Path(data).stem}_{model}_{engine}_seed{seed}"
+    return new_directory(root, f"{Path(data).stem}_{model}_{engine}_seed{seed}", now)
+
+
+def new_directory(root: Path, name: str, now: datetime) -> Path:
+    """Return a path such as ROOT/2026-11-21_05-17-22_NAME, where it has made an empty directory:
+    two runs that start in the same second must not get the same one.
+
+    Where the name is taken it gets the suffix -2, -3, ...
+
+    Raises UsageError where it cannot be made.
+    """
+    name = f"{now:%Y-%m-%d_%H-%M-%S}_{name}"
     path, number = root / name, 1
     with _named_errors(path):
         root.mkdir(parents=True, exist_ok=True)

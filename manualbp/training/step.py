@@ -29,6 +29,8 @@ class TrainingStep:
     clip_norm: float | None = None
     clip_value: float | None = None
     micro_batch: int = 0
+    frozen: tuple[str, ...] = ()
+    """Parameters that keep their values, by torch.nn's names: "0.bias"."""
 
     def __call__(
         self,
@@ -46,7 +48,7 @@ class TrainingStep:
         """
         self.begin(params, grads, state)
         outputs = [
-            self.add_gradients(params, grads, x_part, target_part, share, mode)
+            self.add_gradients(params, grads, x_part, target_part, mode, share)
             for x_part, target_part, share in self.parts(x, target)
         ]
         self.update(params, grads, state, coefficients)
@@ -54,7 +56,9 @@ class TrainingStep:
 
     def begin(self, params: Parameters, grads: Parameters, state: State) -> Tensor:
         """Make ready for gradients; return where they will be added up."""
+        frozen = self._kept(params)
         self.optimizer.begin(params.flat, grads.flat, state)
+        _restore(params, frozen)  # a rule that looks ahead has moved all parameters
         return grads.flat
 
     def parts(self, x: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor, float]]:
@@ -72,8 +76,8 @@ class TrainingStep:
         grads: Parameters,
         x: Tensor,
         target: Tensor,
-        share: Tensor | float,
         mode: Mode,
+        share: Tensor | float = 1.0,
     ) -> Tensor:
         """Add `share` · ∂E/∂w of these rows to `grads`; return their outputs."""
         y, saved = self.model.forward(params.views, x, mode=mode)
@@ -92,14 +96,27 @@ class TrainingStep:
         """Add the penalty, clip, and change the parameters, which are returned."""
         if self.penalty:
             self.penalty.backward(params, grads)
+        for name in self.frozen:
+            grads.named()[name].zero_()  # they have no part in the length that is clipped
         if self.clip_value is not None:
             clip_value_(grads.flat, self.clip_value)
         if self.clip_norm is not None:
             clip_norm_(grads.flat, self.clip_norm)
+        frozen = self._kept(params)
         self.optimizer.update(params.flat, grads.flat, state, coefficients)
+        _restore(params, frozen)  # weight decay has moved all parameters
         return params.flat
+
+    def _kept(self, params: Parameters) -> dict[str, Tensor]:
+        return {name: params.named()[name].clone() for name in self.frozen}
 
     @property
     def needs_gradients(self) -> bool:
         """Return whether the gradients are needed by themselves, and not only added to momentum."""
-        return self.clip_norm is not None or self.clip_value is not None
+        clipped = self.clip_norm is not None or self.clip_value is not None
+        return clipped or bool(self.frozen)
+
+
+def _restore(params: Parameters, kept: Mapping[str, Tensor]) -> None:
+    for name, tensor in kept.items():
+        params.named()[name].copy_(tensor)

@@ -2,18 +2,21 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from small_runs import Reports, a_trainer, assert_same, fitted
+from small_runs import Reports, a_run, a_trainer, assert_same, fitted
 from torch import Tensor, nn
+from torch.testing import assert_close
 
-from manualbp.checks.engines import LIMITS
+from manualbp.checks.engines import LIMITS, AutogradEngine
 from manualbp.errors import CheckFailed
 from manualbp.layers import Linear, ReLU
 from manualbp.losses import MSELoss
 from manualbp.optimizers import SGD
+from manualbp.training.engine import ManualEngine
 
 SMALL = {"hidden": (16,), "batch_size": 128}
 RUNS: dict[str, dict[str, Any]] = {
@@ -73,6 +76,27 @@ def test_ten_epochs_by_hand_and_by_autograd_have_equal_losses(settings: dict[str
         assert a.train["loss"] == pytest.approx(b.train["loss"], rel=1e-9, abs=0)
         assert a.val["loss"] == pytest.approx(b.val["loss"], rel=1e-9, abs=0)
     assert ours[-1].train["loss"] < ours[0].train["loss"]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "look-ahead", "rmsprop", "adamw"])
+def test_frozen_parameters_stay_and_the_others_learn_as_in_torch(optimizer: str) -> None:
+    """Weight decay, which the update rules take on all parameters, leaves them alone too."""
+    run = a_run(data="iris", dtype="float64", hidden=(8,), optimizer=optimizer, l2=0.1)
+    step = replace(run.step, frozen=("0.bias", "2.weight"), clip_norm=0.1)
+    ours = ManualEngine(step, run.params, torch.Generator())
+    ours.load_weights({name: w + 1 for name, w in ours.weights().items()})
+    theirs = AutogradEngine(step, run.params.state_dict(), torch.Generator())
+    start = run.params.state_dict()
+    split = run.trainer.train
+    for engine in (ours, theirs):
+        engine.plan([0.01] * 5)
+        for _ in range(5):
+            engine.step(split.x, split.t)
+    for name, w in theirs.weights().items():
+        assert_close(ours.weights()[name], w, rtol=1e-12, atol=0)
+        assert torch.equal(w, start[name]) == (name in step.frozen)
+    assert not ours.gradients()["0.bias"].any()
+    assert ours.gradients()["0.weight"].any()
 
 
 @pytest.mark.parametrize("engine", ["manual", "autograd"])
