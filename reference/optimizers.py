@@ -29,8 +29,9 @@ class RMSprop(torch.optim.RMSprop):
         momentum: float = 0.0,
         centered: bool = False,
         eps_inside_root: bool = False,
+        foreach: bool | None = None,
     ) -> None:
-        super().__init__(params, lr, alpha, eps, weight_decay, momentum, centered)
+        super().__init__(params, lr, alpha, eps, weight_decay, momentum, centered, foreach=foreach)
         self.eps_inside_root = eps_inside_root
 
     @torch.no_grad()
