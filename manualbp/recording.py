@@ -217,6 +217,8 @@ def _plan(calls: list[Call], arguments: list[Tensor], result: Tensor) -> Recordi
         factory = FACTORIES.get(_name(call.op))
         if not made:
             program.append(_in_place(call.op, args, kwargs))
+        elif len(made) > 1:
+            program.append(_into_several(call, args, kwargs, [place(out) for out in made]))
         elif factory is None:
             program.append(_into(call.op, args, kwargs, place(made[0])))
         elif factory(call) is not None:
@@ -410,6 +412,18 @@ def _into(op: OpOverload, args: Any, kwargs: Any, out: Tensor) -> Callable[[], A
             continue
         return partial(cast(Any, function), *args, **kwargs, out=out)
     return lambda: out.copy_(op(*args, **kwargs))
+
+
+def _into_several(call: Call, args: Any, kwargs: Any, outs: list[Tensor]) -> Callable[[], Any]:
+    """Return a call of an operation with several results that copies them to `outs`."""
+    numbers = [i for i, t in enumerate(call.outputs) if _memory(t) in _made(call)]
+
+    def run() -> None:
+        results = _tensors(call.op(*args, **kwargs))
+        for number, out in zip(numbers, outs, strict=True):
+            out.copy_(results[number])
+
+    return run
 
 
 def _in_place(op: OpOverload, args: Any, kwargs: Any) -> Callable[[], Any]:

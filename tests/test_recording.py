@@ -226,6 +226,18 @@ def test_another_type_is_recorded_anew_and_too_many_shapes_run_eagerly() -> None
     assert len(captured.recordings) == MOST_SHAPES
 
 
+def test_operations_with_several_results() -> None:
+    def step(x: Tensor) -> Tensor:
+        values, indices = x.sort(1)
+        mean = torch.var_mean(x, 1)[1]
+        return values * indices + mean.unsqueeze(1) + x.max(1).indices.unsqueeze(1)
+
+    captured = capture(step)
+    for seed in range(3):
+        x = torch.randn(4, 3, generator=torch.Generator().manual_seed(seed))
+        assert torch.equal(captured(x), step(x))
+
+
 def test_operations_without_an_out_form_work_too() -> None:
     def step(x: Tensor) -> Tensor:
         return torch.where(x > 0, 1.0, x).reshape(2, 2) @ torch.heaviside(x, x).view(2, 2)

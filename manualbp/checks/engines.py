@@ -91,6 +91,10 @@ class AutogradEngine:
         """Return the parameters themselves, not copies."""
         return {name: parameter.detach() for name, parameter in self.named.items()}
 
+    def copy_weights(self) -> dict[str, Tensor]:
+        """Return copies of the parameters."""
+        return {name: weight.clone() for name, weight in self.weights().items()}
+
     def watch(self) -> None:
         """Do nothing: the gradients are there by themselves."""
 
@@ -190,6 +194,10 @@ class LockstepEngine:
     def weights(self) -> Mapping[str, Tensor]:
         """Return the hand-written side's parameters."""
         return self.manual.weights()
+
+    def copy_weights(self) -> dict[str, Tensor]:
+        """Return copies of the hand-written side's parameters."""
+        return self.manual.copy_weights()
 
     def watch(self) -> None:
         """Do nothing: the gradients are there by themselves."""

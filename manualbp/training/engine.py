@@ -40,6 +40,10 @@ class Engine(Protocol):
         """Return the parameters themselves, not copies."""
         ...
 
+    def copy_weights(self) -> dict[str, Tensor]:
+        """Return copies of the parameters, which later updates leave alone."""
+        ...
+
     def watch(self) -> None:
         """Hear that the gradients of the next update will be asked for."""
         ...
@@ -183,6 +187,10 @@ class ManualEngine:
     def weights(self) -> Mapping[str, Tensor]:
         """Return the parameters themselves, not copies."""
         return self.params.named()
+
+    def copy_weights(self) -> dict[str, Tensor]:
+        """Return copies of the parameters, made as one."""
+        return dict(self.params.clone().named())
 
     def gradients(self) -> Mapping[str, Tensor]:
         """Return the gradients of the last update, before which `watch` was called."""

@@ -5,7 +5,7 @@ It knows an engine, not how the engine computes; it tells an observer, not what 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from time import perf_counter
@@ -82,6 +82,7 @@ class Trainer:
     seed: int
     progress: Progress = field(default_factory=Progress)
     best: Weights = field(default_factory=dict[str, Tensor])
+    _places: Sequence[Tensor] = field(default=(), init=False)  # for the outputs of this epoch
 
     def fit(self, observer: Observer) -> StopReason:
         """Train until early stopping or `max_epochs`; return why it ended.
@@ -106,7 +107,7 @@ class Trainer:
                 batch = steps[position]
                 last = position == len(steps) - 1
                 if last and details:
-                    before = copy(self.engine.weights())
+                    before = self.engine.copy_weights()
                     self.engine.watch()
                 self.record(self.engine.step(batch.x, batch.t))
                 if not last:
@@ -120,11 +121,12 @@ class Trainer:
                 self.restore(start)
                 raise NotFinite(f"the {part} loss of epoch {epoch}")
         progress.epoch, progress.position, progress.outputs = epoch, 0, []
+        self._places = ()
         progress.seconds = perf_counter() - began
         values = {f"train_{k}": v for k, v in train.items()}
         values |= {f"val_{k}": v for k, v in val.items()}
         if self.stopper.update(epoch, values[self.stopper.monitor]).improved:
-            self.best = copy(self.engine.weights())
+            self.best = self.engine.copy_weights()
         norms, ratios = self._details(before) if details else ({}, {})
         return EpochReport(epoch, train, val, rates[-1], norms, ratios)
 
@@ -145,7 +147,12 @@ class Trainer:
 
     def record(self, y: Tensor) -> None:
         """Keep a copy of an update's outputs: their loss is the epoch's training loss."""
-        self.progress.outputs.append(y.clone())
+        if not self._places:  # one piece of memory for all, which costs less than one for each
+            rows = len(self.train)
+            table = y.new_empty(rows, *y.shape[1:])
+            self._places = torch.split(table, self.batch_size or rows)
+        place = self._places[self.progress.position]
+        self.progress.outputs.append(place.copy_(y))
         self.progress.position += 1
         self.progress.steps += 1
 
@@ -153,7 +160,7 @@ class Trainer:
         """Return a copy of all that the next updates depend on; also what a checkpoint holds."""
         progress = self.progress
         return {
-            "weights": copy(self.engine.weights()),
+            "weights": self.engine.copy_weights(),
             "memory": self.engine.memory(),
             "best": dict(self.best),  # never changed in place
             "early_stopping": self.stopper.state_dict(),
@@ -173,6 +180,7 @@ class Trainer:
         names = ("epoch", "position", "steps", "seconds", "outputs")
         self.progress = Progress(**{name: snapshot[name] for name in names})
         self.progress.outputs = [y.to(self.train.x.device) for y in self.progress.outputs]
+        self._places = ()
 
     def _details(self, before: Weights) -> tuple[dict[str, float], dict[str, float]]:
         """Return |gradient| and |update| / |weight| of the last update, for each parameter."""
@@ -187,9 +195,4 @@ class Trainer:
 
 def length(tensor: Tensor) -> float:
     """Return the Euclidean norm."""
-    return float(tensor.double().square().sum().sqrt())
-
-
-def copy(weights: Mapping[str, Tensor]) -> Weights:
-    """Return copies that later updates leave alone."""
-    return {name: tensor.clone() for name, tensor in weights.items()}
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
