@@ -9,7 +9,7 @@ from torch import Tensor
 from manualbp.layers import EVALUATION, AnyLayer, Sequential
 from manualbp.parameters import Parameters
 from manualbp.training.data import Split
-from manualbp.training.loop import Trainer, Weights, copy
+from manualbp.training.loop import Trainer, Weights
 
 
 def first_not_finite(trainer: Trainer, model: AnyLayer, params: Parameters) -> str | None:
@@ -22,7 +22,7 @@ def first_not_finite(trainer: Trainer, model: AnyLayer, params: Parameters) -> s
     """
     steps, _ = trainer.plan_epoch()
     for batch in steps[trainer.progress.position :]:
-        before = copy(trainer.engine.weights())
+        before = trainer.engine.copy_weights()
         trainer.engine.watch()
         y = trainer.engine.step(batch.x, batch.t)
         trainer.record(y)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -195,4 +195,4 @@ class Trainer:
 
 def length(tensor: Tensor) -> float:
     """Return the Euclidean norm."""
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+    return float(cast(Any, torch.linalg).vector_norm(tensor, dtype=torch.float64))

@@ -9,7 +9,7 @@ import torch
 from small_runs import Reports, a_run, a_trainer, assert_same, fitted
 from torch import Tensor
 
-from manualbp.training.loop import EpochReport, NotFinite, Trainer, copy
+from manualbp.training.loop import EpochReport, NotFinite, Trainer
 
 SMALL: dict[str, Any] = {"data": "iris", "hidden": (6,), "dtype": "float64", "patience": None}
 ROWS = 105  # of iris, for training
@@ -157,7 +157,7 @@ def test_details_are_those_of_the_last_update(engine: str, optimizer: str) -> No
     step = trainer.engine.step
 
     def record(x: Tensor, target: Tensor) -> Tensor:
-        befores.append(copy(trainer.engine.weights()))
+        befores.append(trainer.engine.copy_weights())
         return step(x, target)
 
     trainer.engine.step = record
@@ -197,7 +197,7 @@ class Diary(Reports):
     def after_epoch(self, trainer: Trainer, report: EpochReport) -> None:
         super().after_epoch(trainer, report)
         self.entries.append(("epoch", trainer.progress.epoch, trainer.progress.position))
-        self.weights.append(copy(trainer.engine.weights()))
+        self.weights.append(trainer.engine.copy_weights())
 
 
 def test_an_observer_hears_of_every_update_but_of_the_last_by_its_epoch() -> None:
