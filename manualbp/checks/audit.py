@@ -142,7 +142,7 @@ _TRAINING = (
 )
 
 MAY_IMPORT: Mapping[str, tuple[str, ...]] = {
-    "__init__": ("recording",),
+    "__init__": ("checks", "recording"),
     "errors": (),
     "recording": (),
     "parameters": (),
