@@ -8,8 +8,9 @@ from manualbp.recording import capture
 
 if TYPE_CHECKING:
     from manualbp.checks.adapter import as_function
+    from manualbp.checks.conversion import from_torch
 
-__all__ = ["as_function", "capture"]
+__all__ = ["as_function", "capture", "from_torch"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,4 +19,8 @@ def __getattr__(name: str) -> Any:
         from manualbp.checks import adapter
 
         return adapter.as_function
+    if name == "from_torch":
+        from manualbp.checks import conversion
+
+        return conversion.from_torch
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,25 +6,35 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
+from typing import cast, get_args
 
 import torch
 from rich.console import Console
 from rich.text import Text
 
-from manualbp.checks.agreement import Results, Row, compare_layer, compare_loss, rows
+from manualbp.checks.agreement import (
+    Inputs,
+    Results,
+    Row,
+    autograd_results,
+    by_hand,
+    compare_layer,
+    compare_loss,
+    rows,
+)
+from manualbp.checks.conversion import convert, reference_of
 from manualbp.checks.registry import find_cases, layers, losses
+from manualbp.checks.user_code import ROWS, load_model, rows_for
 from manualbp.errors import UsageError, did_you_mean
 from manualbp.layers import Mode
-from manualbp.losses import CrossEntropyLoss
-from manualbp.models import build
+from manualbp.models import ModelName, build
 from manualbp.parameters import Parameters
 from manualbp.training.config import DTYPES, DeviceName, DtypeName
 from manualbp.training.data import load
+from manualbp.training.objective import objective
 from manualbp.training.run import resolve_device
 from reference.cases import Case
-from reference.twins import twin, twin_loss
-
-ROWS_OF_THE_BATCH = 64
+from reference.twins import set_generator, twin, twin_loss
 
 LEGEND = """\
 max abs, max rel: by hand against autograd. by hand, autograd: each against
@@ -38,6 +48,12 @@ class CompareConfig:
     With no options: the default model on the first batch of scikit-learn's digits.
     """
 
+    model: str | None = None
+    """mlp, logistic, maxout or residual; or file.py:NAME, a torch.nn model of your own or a
+    function that returns one, against its hand-written equal. The code of the file is executed."""
+    data: str | None = None
+    """Data set whose first rows go in, as with train; not given: digits, and for a model of your
+    own random numbers."""
     layer: str | None = None
     """Name of a layer or loss, such as Linear or CrossEntropyLoss, or all; its cases are compared
     instead."""
@@ -59,7 +75,13 @@ def compare(config: CompareConfig) -> list[Row]:
         raise UsageError(f"--seed is {config.seed}: it must be from 0 to {2**32 - 1}")
     device, dtype = resolve_device(config.device), DTYPES[config.dtype]
     if config.layer is None:
-        return compare_default_model(dtype, device, config.seed)
+        name = config.model or "mlp"
+        if ":" in name:
+            return compare_own_model(name, config.data, dtype, device, config.seed)
+        return compare_model(name, config.data or "digits", dtype, device, config.seed)
+    for option in ("model", "data"):
+        if getattr(config, option) is not None:
+            raise UsageError(f"--layer and --{option} exclude each other: a layer has its cases")
     cases = find_cases(config.layer)
     if not cases:
         names = ["all", *sorted(cls.__name__ for cls in [*layers(), *losses()])]
@@ -76,13 +98,58 @@ def compare(config: CompareConfig) -> list[Row]:
     ]
 
 
-def compare_default_model(dtype: torch.dtype, device: torch.device, seed: int) -> list[Row]:
-    """Compare the default MLP with its loss on one batch of digits, at the start."""
-    data = load("digits", seed=seed, dtype=dtype, device=device)
-    model, loss = build("mlp", data.features, data.outputs), CrossEntropyLoss()
+def compare_own_model(
+    where: str, data: str | None, dtype: torch.dtype, device: torch.device, seed: int
+) -> list[Row]:
+    """Compare a user's torch.nn model with its hand-written equal; dy is random.
+
+    The rows have the names that the parameters have in the model. Raises UsageError where it cannot
+    be written by hand, or does not take the data.
+    """
+    module = load_model(where)
+    try:
+        conversion = convert(module)
+    except UsageError as error:
+        raise UsageError(f"--model {where} {error}") from None
+    x = rows_for(conversion.layer, data, seed).to(device, dtype)
+    params = Parameters(conversion.parameters.shapes, conversion.parameters.flat.to(device, dtype))
+    try:
+        y, _ = conversion.layer.forward(params.views, x)
+    except (RuntimeError, ValueError, IndexError) as error:
+        shape = "×".join(map(str, x.shape))
+        raise UsageError(f"--model {where} does not take rows of shape {shape}: {error}") from None
+    generator = torch.Generator().manual_seed(seed)
+    dy = torch.randn(y.shape, generator=generator, dtype=torch.float64).to(device, dtype)
+    inputs = Inputs(params, x, dy, seed)
+
+    def through_autograd(inputs: Inputs) -> Results:
+        reference = reference_of(module, conversion).to(device, inputs.x.dtype)
+        weights = inputs.parameters.state_dict()
+        reference.load_state_dict({conversion.names[n]: w for n, w in weights.items()})
+        set_generator(reference, inputs.generator())
+        return autograd_results(reference.train(), inputs)
+
+    theirs = {f"d{ours}": f"d{name}" for ours, name in conversion.names.items()}
+    by_layer = by_hand(conversion.layer, inputs, training=True)
+    ours = {theirs.get(name, name): tensor for name, tensor in by_layer.items()}
+    autograd, truth = through_autograd(inputs), through_autograd(inputs.to(torch.float64))
+    return rows(where.rpartition(":")[2], data or "random rows", ours, autograd, truth)
+
+
+def compare_model(
+    name: str, data_name: str, dtype: torch.dtype, device: torch.device, seed: int
+) -> list[Row]:
+    """Compare one of our models with its loss on one batch, at the start."""
+    if name not in get_args(ModelName):
+        hint = did_you_mean(name, get_args(ModelName))
+        raise UsageError(f"--model {name}: there is no such model; {hint} Or is it file.py:NAME?")
+    data = load(data_name, seed=seed, dtype=dtype, device=device)
+    goal = objective(data, "auto", "mean", label_smoothing=0.0)
+    model, loss = build(cast(ModelName, name), data.features, goal.outputs), goal.loss
     start = torch.Generator().manual_seed(seed)
     params = model.parameters(start, dtype=dtype, device=device)
-    x, target = data.train.x[:ROWS_OF_THE_BATCH], data.train.t[:ROWS_OF_THE_BATCH]
+    batch = goal.targets(data.train)
+    x, target = batch.x[:ROWS], batch.t[:ROWS]
 
     grads = params.zeros_like()
     y, saved = model.forward(params.views, x, mode=Mode(training=True))
@@ -97,14 +164,15 @@ def compare_default_model(dtype: torch.dtype, device: torch.device, seed: int) -
         named = dict(module.named_parameters())
         leaf = x.clone().requires_grad_()
         y = module(leaf)
-        error = twin_loss(loss)(y, target)
+        exact = target.to(y.dtype) if target.is_floating_point() else target
+        error = twin_loss(loss)(y, exact)
         gradients = torch.autograd.grad(error, [leaf, *named.values()])
         names = ["dx", *(f"d{name}" for name in named)]
         return {"E": error.detach(), "y": y.detach()} | dict(zip(names, gradients, strict=True))
 
     autograd = through_autograd(params, x)
     truth = through_autograd(Parameters(params.shapes, params.flat.double()), x.double())
-    return rows("mlp", "digits", ours, autograd, truth)
+    return rows(name, data.name, ours, autograd, truth)
 
 
 def print_rows(console: Console, found: Sequence[Row]) -> None:

@@ -32,6 +32,7 @@ class Maxout(nn.Module):
         initializer: Initializer = "torch",
     ) -> None:
         super().__init__()
+        self.in_features, self.out_features, self.pieces = in_features, out_features, pieces
         self.weight = nn.Parameter(torch.empty(pieces, out_features, in_features))
         self.bias = nn.Parameter(torch.empty(pieces, out_features)) if bias else None
         self.ties = ties
