@@ -53,13 +53,22 @@ class Views:
 
 
 class Parameters:
-    """One flat tensor (P,) and the views into it; the same class holds the gradients."""
+    """One flat tensor (P,) and the views into it; the same class holds the gradients.
 
-    def __init__(self, shapes: Shapes, flat: Tensor) -> None:
+    Mixed precision, `rounded_to` a narrower type: `flat` and `named` hold the master weights, which
+    updates change; `views`, which the layers see, look into a second flat tensor, `working`, with
+    the masters rounded to that type. `round_off` writes it anew after the masters have changed.
+    """
+
+    def __init__(
+        self, shapes: Shapes, flat: Tensor, *, rounded_to: torch.dtype | None = None
+    ) -> None:
         self.shapes = shapes
         self.flat = flat
-        self.views = _views(shapes, flat, start=0)[0]
-        self._named = dict(self.views.named())
+        self.working = flat if rounded_to is None else flat.to(rounded_to)
+        self.views = _views(shapes, self.working, start=0)[0]
+        masters = self.views if self.working is flat else _views(shapes, flat, start=0)[0]
+        self._named = dict(masters.named())
 
     @classmethod
     def zeros(
@@ -78,7 +87,12 @@ class Parameters:
 
     def clone(self) -> Parameters:
         """Return a copy that shares no memory with this one."""
-        return Parameters(self.shapes, self.flat.clone())
+        return Parameters(self.shapes, self.flat.clone(), rounded_to=self.working.dtype)
+
+    def round_off(self) -> None:
+        """Let the layers see the parameters as they are now; nothing to do without `rounded_to`."""
+        if self.working is not self.flat:
+            self.working.copy_(self.flat)
 
     def named(self) -> Mapping[str, Tensor]:
         """Return the views under torch.nn's names, "0.weight", "0.bias", "2.weight", ..."""
@@ -106,6 +120,7 @@ class Parameters:
                 raise ValueError(f"parameter {name!r} has shape {there}, expected {here}")
         for name, tensor in own.items():
             tensor.copy_(state[name])
+        self.round_off()
 
 
 def _size(shapes: Shapes, start: int) -> int:

@@ -24,6 +24,7 @@ from manualbp.checks.contract import (
     reentrance,
     state_dicts,
     untouched_arguments,
+    wider_gradients,
 )
 from manualbp.layers import Dropout, Linear, Maxout, ReLU, Residual, Sigmoid, Softmax, Step, Tanh
 from manualbp.layers.base import SavedInput, SavedOutput
@@ -121,6 +122,12 @@ def gradient_of_the_bias_forgotten_by_backward(self, params, saved, dy, grads):
     grads.weight.addmm_(dy.T, saved.x)
     grads.bias.zero_()
     return dy @ params.weight
+
+
+@plant(Linear, "backward_parameters", LINEAR, wider_gradients)
+def gradients_summed_in_the_type_of_dy(self, params, saved, dy, grads):
+    grads.weight.copy_(grads.weight.to(dy.dtype).addmm(dy.T, saved.x))
+    grads.bias.add_(dy.sum(0))
 
 
 @plant(Residual, "backward_parameters", RESIDUAL, first_layer)

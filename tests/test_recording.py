@@ -22,6 +22,7 @@ from manualbp.optimizers import (
     Optimizer,
     RMSprop,
 )
+from manualbp.parameters import Parameters
 from manualbp.recording import LARGE, MOST_SHAPES, Captured, capture
 from manualbp.training.engine import ManualEngine
 from manualbp.training.step import TrainingStep
@@ -45,12 +46,14 @@ def train(
     *,
     model: ModelName = "mlp",
     dtype: torch.dtype = torch.float32,
+    rounded_to: torch.dtype | None = None,
     **settings: object,
 ) -> tuple[ManualEngine, list[Tensor]]:
     """Make 25 updates on changing data with changing rates; every fifth batch is smaller."""
     net = build(model, 6, 4, hidden=(8, 8), dropout=0.3)
     step = TrainingStep(net, CrossEntropyLoss(), rule, Penalty(0.01), **settings)
     params = net.parameters(torch.Generator().manual_seed(0), dtype=dtype)
+    params = Parameters(params.shapes, params.flat, rounded_to=rounded_to)
     engine = ManualEngine(step, params, torch.Generator().manual_seed(1), recorded=recorded)
     engine.plan([rule.lr / (1 + i) for i in range(25)])
     data = torch.Generator().manual_seed(2)
@@ -90,6 +93,13 @@ def test_every_model(model: ModelName) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 def test_other_types(dtype: torch.dtype) -> None:
     assert_same_run(SGD(0.1, 0.9), dtype=dtype)
+
+
+@pytest.mark.parametrize("rule", [SGD(0.1, 0.9), LookAheadNesterov(0.1, 0.9), Adam(0.01)], ids=repr)
+@pytest.mark.parametrize("micro_batch", [0, 3])
+def test_mixed_precision(rule: Optimizer, micro_batch: int) -> None:
+    more = {"micro_batch": micro_batch} if micro_batch else {}
+    assert_same_run(rule, rounded_to=torch.bfloat16, **more)
 
 
 def test_clipping_and_micro_batches() -> None:

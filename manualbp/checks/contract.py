@@ -39,6 +39,9 @@ from reference.twins import set_generator, twin, twin_loss
 
 Check = Callable[[Case, torch.dtype, str, int], list[str]]
 
+NARROWER = {torch.float64: torch.float32, torch.float32: torch.bfloat16}
+"""What mixed precision computes in, while gradients of the first type are summed."""
+
 TINY = 1e-12
 """A gradient whose largest number is no larger than this compares nothing but rounding."""
 
@@ -281,6 +284,30 @@ def accumulation(case: Case, dtype: torch.dtype, device: str, seed: int) -> list
     return trial.report(_far_apart(results, expected, "after two backward passes"))
 
 
+def wider_gradients(case: Case, dtype: torch.dtype, device: str, seed: int) -> list[str]:
+    """Gradients of this dtype are exact sums of what passes in the next narrower dtype add.
+
+    They begin with numbers so large that a sum in the narrower dtype would lose the gradient.
+    """
+    if dtype not in NARROWER:
+        return []
+    trial = Trial.of(case, NARROWER[dtype], device, seed)
+    once = trial.by_hand()
+    wide = Parameters.zeros(case.layer.shapes(), dtype=dtype, device=device)
+    eps = torch.finfo(NARROWER[dtype]).eps
+    for name, total in wide.named().items():
+        total.fill_(_largest(once[f"d{name}"]) / eps)
+    start = wide.flat.clone()
+    y, saved = trial.forward()
+    dx = trial.backward(saved, wide)
+    wide.flat.sub_(start)
+    results = {name: t.to(once[name].dtype) for name, t in _results(y, dx, wide).items()}
+    lines = _far_apart(results, once, f"where the gradients are {dtype}")
+    if dx.dtype != once["dx"].dtype:
+        lines.append(f"dx is {dx.dtype} where the gradients are, expected {once['dx'].dtype}")
+    return trial.report(lines)
+
+
 def first_layer(case: Case, dtype: torch.dtype, device: str, seed: int) -> list[str]:
     """`backward_parameters` adds the same gradients as `backward`."""
     trial = Trial.of(case, dtype, device, seed)
@@ -378,6 +405,7 @@ CHECKS: tuple[Check, ...] = (
     untouched_arguments,
     reentrance,
     accumulation,
+    wider_gradients,
     first_layer,
     elementary_operations,
 )

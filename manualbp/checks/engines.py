@@ -22,13 +22,23 @@ from reference.twins import set_generator, twin, twin_loss, twin_optimizer
 
 
 class AutogradEngine:
-    """The twin through torch.autograd and torch.optim, from the same start."""
+    """The twin through torch.autograd and torch.optim, from the same start.
+
+    With `computed_in`, a type narrower than that of the weights, under torch.autocast.
+    """
 
     def __init__(
-        self, step: TrainingStep, weights: Mapping[str, Tensor], generator: torch.Generator
+        self,
+        step: TrainingStep,
+        weights: Mapping[str, Tensor],
+        generator: torch.Generator,
+        *,
+        computed_in: torch.dtype | None = None,
     ) -> None:
         self.training_step = step
         some = next(iter(weights.values()))
+        self.dtype = some.dtype
+        self.computed_in = computed_in or some.dtype
         self.module = twin(step.model).to(some.device, some.dtype)
         self.module.load_state_dict(weights)
         self.named = dict(self.module.named_parameters())
@@ -63,7 +73,7 @@ class AutogradEngine:
         for x_part, target_part in zip(
             torch.split(x, rows), torch.split(target, rows), strict=True
         ):
-            y = self.module(x_part)
+            y = self._outputs(x_part)
             share = len(x_part) / len(x) if plan.loss.reduction == "mean" else 1.0
             torch.autograd.backward([share * self.loss(y, target_part)])
             outputs.append(y.detach())
@@ -76,6 +86,12 @@ class AutogradEngine:
         self.optimizer.step()
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
+    def _outputs(self, x: Tensor) -> Tensor:
+        if self.computed_in == self.dtype:
+            return self.module(x)
+        with torch.autocast(x.device.type, self.computed_in):
+            return self.module(x).to(self.dtype)
+
     def _penalty(self, strength: float, norm: str) -> Tensor:
         # Maxout's bias has two axes, and is none the less no weight.
         weights = [w for n, w in self.named.items() if w.ndim > 1 and not n.endswith("bias")]
@@ -85,7 +101,8 @@ class AutogradEngine:
     @torch.no_grad()
     def predict(self, x: Tensor) -> Tensor:
         """Return the outputs in evaluation mode."""
-        return self.module.eval()(x)
+        self.module.eval()
+        return self._outputs(x)
 
     def weights(self) -> Mapping[str, Tensor]:
         """Return the parameters themselves, not copies."""
@@ -241,9 +258,10 @@ def build_engine(
     if config.engine == "manual":
         compiled = config.compile
         return ManualEngine(step, params, generator(), recorded=not compiled, compiled=compiled)
-    autograd = AutogradEngine(step, params.state_dict(), generator())
+    computed_in = params.working.dtype
+    autograd = AutogradEngine(step, params.state_dict(), generator(), computed_in=computed_in)
     if config.engine == "autograd":
         return autograd
-    limit = config.lockstep_limit or LIMITS[params.flat.dtype]
+    limit = config.lockstep_limit or LIMITS[computed_in]
     manual = ManualEngine(step, params, generator(), separate_gradients=True)
     return LockstepEngine(manual, autograd, limit)

@@ -53,7 +53,10 @@ class Layer(ABC, Generic[SavedT]):
 
     @abstractmethod
     def backward(self, params: Views, saved: SavedT, dy: Tensor, grads: Views) -> Tensor:
-        """Add ∂E/∂parameter to each tensor of `grads` and return dx. Changes nothing else."""
+        """Add ∂E/∂parameter to each tensor of `grads` and return dx. Changes nothing else.
+
+        `grads` may be of a wider type than all else: float32, where the pass is in bfloat16.
+        """
 
     def backward_parameters(self, params: Views, saved: SavedT, dy: Tensor, grads: Views) -> None:
         """Do as `backward` where nobody asks for dx: the first layer, whose x is data.
@@ -79,6 +82,20 @@ class Layer(ABC, Generic[SavedT]):
 
 
 AnyLayer = Layer[Any]
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Total += a b, for a matrix a and a matrix or vector b, without memory for the product.
+
+    If `total` is of a wider type, the product is rounded once to the type of a and b, and added in
+    the type of `total`: so gradients of a pass in bfloat16 are summed in float32.
+    """
+    if total.dtype != a.dtype:
+        total.add_(a @ b)
+    elif b.ndim == 1:
+        total.addmv_(a, b)
+    else:
+        total.addmm_(a, b)
 
 
 class SavedInput(NamedTuple):

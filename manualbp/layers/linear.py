@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from manualbp.initializers import Initializer, initialize_bias, initialize_weight
-from manualbp.layers.base import EVALUATION, Layer, Mode, SavedInput
+from manualbp.layers.base import EVALUATION, Layer, Mode, SavedInput, add_product
 from manualbp.parameters import Shapes, Views
 
 
@@ -62,10 +62,10 @@ class Linear(Layer[SavedInput]):
     ) -> None:
         rows, dy_rows = saved.x.reshape(-1, self.in_features), dy.reshape(-1, self.out_features)
         # y[n,o] = Σ_i W[o,i] x[n,i] + b[o]
-        grads.weight.addmm_(dy_rows.T, rows)  # ∂E/∂W[o,i] += Σ_n dy[n,o] x[n,i]
+        add_product(grads.weight, dy_rows.T, rows)  # ∂E/∂W[o,i] += Σ_n dy[n,o] x[n,i]
         if self.bias:
             # ∂E/∂b[o] += Σ_n dy[n,o] · 1, as one product that adds where the gradient belongs
-            grads.bias.addmv_(dy_rows.T, dy_rows.new_ones(len(dy_rows)))
+            add_product(grads.bias, dy_rows.T, dy_rows.new_ones(len(dy_rows)))
 
 
 class SavedMaxout(NamedTuple):

@@ -33,6 +33,7 @@ OptimizerName = Literal["sgd", "nesterov", "look-ahead", "adagrad", "rmsprop", "
 ScheduleName = Literal["constant", "step", "exponential", "cosine"]
 EngineName = Literal["manual", "autograd", "lockstep"]
 DtypeName = Literal["float32", "float64", "bfloat16"]
+PrecisionName = Literal["full", "bf16-mixed"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 
 DTYPES: Mapping[DtypeName, torch.dtype] = {
@@ -40,6 +41,12 @@ DTYPES: Mapping[DtypeName, torch.dtype] = {
     "float64": torch.float64,
     "bfloat16": torch.bfloat16,
 }
+
+COMPUTED_IN: Mapping[PrecisionName, torch.dtype | None] = {
+    "full": None,
+    "bf16-mixed": torch.bfloat16,
+}
+"""The type that the model's passes compute in; None is that of the parameters."""
 
 LEARNING_RATES: Mapping[OptimizerName, float] = {
     "sgd": 0.05,
@@ -143,6 +150,12 @@ class TrainConfig:
     """auto: CUDA where there is one, else the CPU."""
     dtype: DtypeName = "float32"
     """Type of all numbers of the network."""
+    precision: PrecisionName = "full"
+    """bf16-mixed: the passes of the network in bfloat16; parameters, loss, sums of gradients and
+    update in float32."""
+    tf32: bool = False
+    """Matrix products of float32 on CUDA in TF32: several times as fast, with 10 bits after the
+    point for float32's 23."""
     seed: int = 0
     """Seed of the split, the start, the order of the examples and the dropout masks."""
     init_seed: int | None = None
@@ -222,6 +235,8 @@ class TrainConfig:
             self._require("momentum", self.momentum > 0, "more than 0 with --optimizer nesterov")
         if self.compile and (self.engine != "manual" or self.dropout):
             raise UsageError("--compile goes with --engine manual and without --dropout")
+        if self.precision == "bf16-mixed" and self.dtype != "float32":
+            raise UsageError(f"--precision bf16-mixed goes with --dtype float32, not {self.dtype}")
         if self.l1 and self.l2:
             raise UsageError("--l1 and --l2 exclude each other: choose one penalty")
 

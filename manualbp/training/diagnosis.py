@@ -40,7 +40,7 @@ def _in_order(
     params = params.clone()
     params.load_state_dict(before)
     if isinstance(model, Sequential):
-        h = batch.x
+        h = batch.x.to(params.working.dtype)
         for l, layer in enumerate(model.layers):
             h, _ = layer.forward(params.views[str(l)], h, mode=EVALUATION)
             yield f"the output of layer {l} ({type(layer).__name__})", h

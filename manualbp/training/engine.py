@@ -181,8 +181,11 @@ class ManualEngine:
         return self._predict(x)
 
     def _plain_predict(self, x: Tensor) -> Tensor:
-        y, _ = self.training_step.model.forward(self.params.views, x, mode=EVALUATION)
-        return y
+        params = self.params
+        params.round_off()
+        x = x.to(params.working.dtype)
+        y, _ = self.training_step.model.forward(params.views, x, mode=EVALUATION)
+        return y.to(params.flat.dtype)
 
     def weights(self) -> Mapping[str, Tensor]:
         """Return the parameters themselves, not copies."""

@@ -21,7 +21,7 @@ from manualbp.errors import CheckFailed, UsageError
 from manualbp.models import build
 from manualbp.parameters import Parameters
 from manualbp.training import checkpoint
-from manualbp.training.config import DTYPES, TrainConfig
+from manualbp.training.config import COMPUTED_IN, DTYPES, TrainConfig
 from manualbp.training.data import Data, load
 from manualbp.training.diagnosis import first_not_finite
 from manualbp.training.display import Display
@@ -152,6 +152,7 @@ class Run:
         seed = config.seed if config.init_seed is None else config.init_seed
         start = torch.Generator().manual_seed(seed)
         params = model.parameters(start, dtype=DTYPES[config.dtype], device=device)
+        params = Parameters(params.shapes, params.flat, rounded_to=COMPUTED_IN[config.precision])
 
         def masks() -> torch.Generator:
             return torch.Generator(device).manual_seed(config.seed)
@@ -338,6 +339,8 @@ class Run:
             "engine": self.config.engine,
             "device": self.device.type,
             "dtype": self.config.dtype,
+            "precision": self.config.precision,
+            "tf32": self.config.tf32,
             "epochs": epoch,
             "stopped_reason": reason,
             "best_epoch": stopper.best_epoch,
@@ -371,13 +374,16 @@ def resolve_device(name: str) -> torch.device:
 
 
 def configure_processor(config: TrainConfig, trainer: Trainer) -> None:
-    """Set the number of threads, and let the processor be quick about tiny numbers."""
+    """Set, for this process, the number of threads and how exactly the processors compute."""
     parameters = sum(weight.numel() for weight in trainer.engine.weights().values())
     rows = trainer.batch_size or len(trainer.train)
     torch.set_num_threads(config.threads or threads_for(parameters, rows))
     # The momentum of a unit that has died fades into denormal numbers, which take a processor ten
     # times as long; they count as zero.
     torch.set_flush_denormal(True)
+    products = "tf32" if config.tf32 else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = products
+    torch.backends.cudnn.fp32_precision = products  # which by itself would use TF32
 
 
 def open_directory(config: TrainConfig) -> RunDirectory:

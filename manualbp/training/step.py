@@ -59,6 +59,7 @@ class TrainingStep:
         frozen = self._kept(params)
         self.optimizer.begin(params.flat, grads.flat, state)
         _restore(params, frozen)  # a rule that looks ahead has moved all parameters
+        params.round_off()
         return grads.flat
 
     def parts(self, x: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor, float]]:
@@ -79,12 +80,18 @@ class TrainingStep:
         mode: Mode,
         share: Tensor | float = 1.0,
     ) -> Tensor:
-        """Add `share` · ∂E/∂w of these rows to `grads`; return their outputs."""
-        y, saved = self.model.forward(params.views, x, mode=mode)
-        _, saved_error = self.loss.forward(y, target)
-        dy = self.loss.backward(saved_error, share)
+        """Add `share` · ∂E/∂w of these rows to `grads`; return their outputs.
+
+        Both passes of the model are in the type of `params.working`, the loss between them in that
+        of `grads`. With `params` of mixed precision that is bfloat16 and float32; each conversion
+        below then makes a copy, and else returns the tensor itself.
+        """
+        y, saved = self.model.forward(params.views, x.to(params.working.dtype), mode=mode)
+        outputs = y.to(grads.flat.dtype)
+        _, saved_error = self.loss.forward(outputs, target)
+        dy = self.loss.backward(saved_error, share).to(y.dtype)
         self.model.backward_parameters(params.views, saved, dy, grads.views)
-        return y
+        return outputs
 
     def update(
         self,

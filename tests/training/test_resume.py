@@ -36,6 +36,7 @@ SETTINGS: dict[str, tuple[object, ...]] = {
         *(*SHORT, "--engine", "autograd", "--optimizer", "rmsprop", "--dropout", 0.2),
         *("--batch-size", 16, "--accumulate", 2, "--lr", 0.1),
     ),
+    "mixed precision": (*SHORT, "--precision", "bf16-mixed", "--dropout", 0.2),
     "lockstep": (
         *(*SHORT, "--engine", "lockstep", "--optimizer", "look-ahead", "--dtype", "float64"),
         *("--seed", 8, "--lr", 0.1),
@@ -184,6 +185,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Everythin
     [
         *((name, moment) for name in ("adam, dropout, cosine", "autograd") for moment in MOMENTS),
         *(("sgd", moment) for moment in ("within last.pt", "in the middle of an epoch")),
+        *(
+            ("mixed precision", moment)
+            for moment in ("within last.pt", "in the middle of an epoch")
+        ),
         *(("lockstep", moment) for moment in ("within last.pt", "in the middle of an epoch")),
     ],
 )

@@ -146,6 +146,8 @@ def test_the_result_is_printed_as_json_and_nothing_else(
         "engine",
         "device",
         "dtype",
+        "precision",
+        "tf32",
         "epochs",
         "stopped_reason",
         "best_epoch",
