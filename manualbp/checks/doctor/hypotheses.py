@@ -1,0 +1,472 @@
+"""What a class of mistakes makes of a gradient: each hypothesis predicts it from the truth.
+
+The truth can be asked for other arguments and other upstream gradients, so "the derivative is
+taken at y" is a prediction like any other: the right gradient where y stands in the place of x.
+A hypothesis is believed if it gives every number to rounding, in every draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, permutations
+
+import torch
+from torch import Tensor
+
+from manualbp.checks.doctor.laboratory import Draw, Laboratory, error_of
+
+MOST_AXES = 4
+"""Permutations and sums over axes are tried for tensors with no more axes than these."""
+
+MOST_PARTS = 64
+"""The contributions of the parts of an output are asked for one by one up to so many."""
+
+Predict = Callable[[Draw], Tensor | None]
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A cause, the words for it, and what the gradient then is, up to a factor."""
+
+    cause: str
+    words: str
+    predict: Predict  # in float64; None where it does not apply
+
+
+def hypotheses(lab: Laboratory, name: str, first: Draw) -> Iterator[Hypothesis]:
+    """Yield what may explain a wrong gradient of the argument `name`, the simplest first."""
+    yield Hypothesis("right", "", lambda draw: draw.true[name])
+    shape = first.ours(name).shape
+    if shape != first.true[name].shape and shape.numel() == first.true[name].numel():
+        words = f"it has the right numbers in the shape {tuple(shape)}"
+        yield Hypothesis("shape", words, lambda draw: draw.true[name].reshape(shape))
+    yield from _reordered(name, first)
+    yield from _of_another_argument(name, first)
+    yield from _upstream(lab, name, first)
+    if elementwise(lab, name, first):
+        yield from _derivative_missing(lab, name, first)
+    yield from _other_tensors(lab, name, first)
+    yield from _activations(lab, name)
+    yield from _factors(lab, name, first)
+    yield from _sums(lab, name, first)
+    yield from _last_or_first(lab, name, first)
+    yield from _upstream_transposed(lab, name, first)
+
+
+def last_hypotheses(lab: Laboratory, name: str, first: Draw) -> Iterator[Hypothesis]:
+    """Yield what is tried when no term of the right gradient was found to be missing."""
+    yield from _derivative_missing(lab, name, first)
+
+
+def elementwise(lab: Laboratory, name: str, draw: Draw) -> bool:
+    """Return whether the subject is a function of one argument, number by number."""
+    floats = [n for n, t in draw.arguments.items() if t.is_floating_point()]
+    if floats != [name] or len(draw.dys) != 1 or draw.dys[0].shape != draw.true[name].shape:
+        return False
+    half = torch.zeros_like(draw.dys[0]).contiguous()
+    half.view(-1)[::2] = 1
+    apart = lab.true(draw.arguments, [draw.dys[0] * half])[name]
+    return error_of(apart, draw.true[name] * half.double()) <= 1e-6
+
+
+def _reordered(name: str, first: Draw) -> Iterator[Hypothesis]:
+    """The right numbers along other axes, or in another order."""
+    shape, ndim = first.true[name].shape, first.true[name].ndim
+    if ndim > MOST_AXES:
+        return
+    for axes in permutations(range(ndim)):
+        if axes == tuple(range(ndim)):
+            continue
+        told = "transposed" if ndim == 2 else f"permuted: its axes are {axes} of the right one"
+
+        def permuted(draw: Draw, axes: Sequence[int] = axes) -> Tensor:
+            return draw.true[name].permute(*axes)
+
+        def reshaped(draw: Draw, axes: Sequence[int] = axes) -> Tensor:
+            return draw.true[name].permute(*axes).reshape(shape)
+
+        yield Hypothesis("transposed", f"it is {told}", permuted)
+        yield Hypothesis("transposed", f"it is {told}, then reshaped back", reshaped)
+    for axis, length in enumerate(shape):
+        if length < 2:
+            continue
+
+        def flipped(draw: Draw, axis: int = axis) -> Tensor:
+            return draw.true[name].flip(axis)
+
+        yield Hypothesis("reversed", f"its order along axis {axis} is reversed", flipped)
+        for step in (1, -1):
+
+            def rolled(draw: Draw, axis: int = axis, step: int = step) -> Tensor:
+                return draw.true[name].roll(step, axis)
+
+            def shifted(draw: Draw, axis: int = axis, step: int = step) -> Tensor:
+                moved = draw.true[name].roll(step, axis)
+                moved.select(axis, 0 if step > 0 else -1).zero_()
+                return moved
+
+            words = f"it is off by one along axis {axis}: every number stands {step:+d} further on"
+            yield Hypothesis("off by one", words, rolled)
+            yield Hypothesis("off by one", words, shifted)
+
+
+def _of_another_argument(name: str, first: Draw) -> Iterator[Hypothesis]:
+    for other in first.true:
+        if other == name:
+            continue
+
+        def as_it_is(draw: Draw, other: str = other) -> Tensor:
+            return draw.true[other]
+
+        yield Hypothesis("another argument", f"it is the gradient of {other}", as_it_is)
+        if first.true[other].ndim == 2:
+
+            def turned(draw: Draw, other: str = other) -> Tensor:
+                return draw.true[other].mT
+
+            words = f"it is the gradient of {other}, transposed"
+            yield Hypothesis("another argument", words, turned)
+
+
+def _upstream(lab: Laboratory, name: str, first: Draw) -> Iterator[Hypothesis]:
+    def with_dys(change: Callable[[Tensor], Tensor]) -> Predict:
+        return lambda draw: lab.true(draw.arguments, [change(dy) for dy in draw.dys])[name]
+
+    ignored = "the upstream gradient is ignored, as if dy were 1 everywhere"
+    yield Hypothesis("upstream ignored", ignored, with_dys(torch.ones_like))
+    twice = "the upstream gradient is used twice, as dy²"
+    yield Hypothesis("upstream twice", twice, with_dys(torch.square))
+    for lost in range(len(first.dys) if len(first.dys) > 1 else 0):
+
+        def without(draw: Draw, lost: int = lost) -> Tensor:
+            dys = [torch.zeros_like(dy) if i == lost else dy for i, dy in enumerate(draw.dys)]
+            return lab.true(draw.arguments, dys)[name]
+
+        words = f"the upstream gradient of output {lost} is ignored"
+        yield Hypothesis("upstream ignored", words, without)
+
+    def with_offset(draw: Draw) -> Tensor | None:
+        nothing = [torch.zeros_like(dy) for dy in draw.dys]
+        offset = lab.got(draw.arguments, nothing).get(name)
+        if offset is None or not offset.any() or offset.shape != draw.true[name].shape:
+            return None
+        return draw.true[name] + offset.double()
+
+    words = "a term is added that does not depend on dy; it is there for dy = 0 as well"
+    yield Hypothesis("extra term", words, with_offset)
+
+
+def _upstream_transposed(lab: Laboratory, name: str, first: Draw) -> Iterator[Hypothesis]:
+    for axis in range(first.dys[0].ndim if first.dys[0].ndim in (2, 3) else 0):
+
+        def turned(dy: Tensor, axis: int = axis) -> Tensor:
+            other = (axis + 1) % dy.ndim
+            return dy.transpose(axis, other) if dy.shape[axis] == dy.shape[other] else dy
+
+        words = f"dy is taken transposed, axis {axis} for axis {(axis + 1) % first.dys[0].ndim}"
+
+        def predict(draw: Draw, turned: Callable[[Tensor], Tensor] = turned) -> Tensor:
+            return lab.true(draw.arguments, [turned(dy) for dy in draw.dys])[name]
+
+        yield Hypothesis("transposed", words, predict)
+
+
+def _derivative_missing(lab: Laboratory, name: str, first: Draw) -> Iterator[Hypothesis]:
+    shape = first.arguments[name].shape
+    words = "dy is passed on as it is: the derivative of the activation is missing"
+    for i, dy in enumerate(first.dys):
+        if dy.shape == shape:
+            yield Hypothesis(
+                "activation derivative missing", words, lambda draw, i=i: draw.dys[i].double()
+            )
+
+            def twice(draw: Draw, i: int = i) -> Tensor:
+                dys = list(draw.dys)
+                dys[i] = draw.true[name].to(dys[i].dtype)
+                return lab.true(draw.arguments, dys)[name]
+
+            yield Hypothesis(
+                "activation derivative twice", "the derivative is applied twice", twice
+            )
+
+
+def _other_tensors(lab: Laboratory, name: str, first: Draw) -> Iterator[Hypothesis]:
+    """The right formula with another tensor in the place of an argument."""
+    floats = {n: t for n, t in first.arguments.items() if t.is_floating_point()}
+
+    def with_argument(other: str, change: Callable[[Draw], Tensor]) -> Predict:
+        def predict(draw: Draw) -> Tensor | None:
+            arguments = dict(draw.arguments)
+            arguments[other] = change(draw).to(arguments[other].dtype)
+            return lab.true(arguments, draw.dys).get(name)
+
+        return predict
+
+    for other, tensor in floats.items():
+        for i, y in enumerate(first.outputs):
+            if y.shape == tensor.shape:
+                words = "the derivative is taken at the output y instead of at the input"
+                change = with_argument(other, lambda draw, i=i: draw.outputs[i])
+                yield Hypothesis("activation derivative at y", words, change)
+        if 2 <= tensor.ndim <= MOST_AXES:
+            for a, b in combinations(range(tensor.ndim), 2):
+                if tensor.shape[a] == tensor.shape[b]:
+                    words = f"{other} is used transposed, axis {a} for axis {b}"
+                    change = with_argument(
+                        other, lambda draw, o=other, a=a, b=b: draw.arguments[o].transpose(a, b)
+                    )
+                    yield Hypothesis("transposed", words, change)
+        if len(floats) > 1:
+            words = f"the factor {other} is missing"
+            change = with_argument(other, lambda draw, o=other: torch.ones_like(draw.arguments[o]))
+            yield Hypothesis("missing factor", words, change)
+            for third, candidate in floats.items():
+                if third != other and candidate.shape == tensor.shape:
+                    words = f"{third} is used in the place of {other}"
+                    change = with_argument(other, lambda draw, t=third: draw.arguments[t])
+                    yield Hypothesis("another tensor", words, change)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+
+        def coarse(draw: Draw, dtype: torch.dtype = dtype) -> Tensor:
+            rounded = {
+                n: t.to(dtype).to(t.dtype) if t.is_floating_point() else t
+                for n, t in draw.arguments.items()
+            }
+            return lab.true(rounded, draw.dys)[name]
+
+        words = f"it is computed from tensors that were rounded to {kind(dtype)}"
+        yield Hypothesis("precision", words, coarse)
+
+
+def kind(dtype: torch.dtype) -> str:
+    """Return float32 for torch.float32."""
+    return str(dtype).removeprefix("torch.")
+
+
+SLOPES: Mapping[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "σ": (torch.logit, lambda v: v.sigmoid() * (1 - v.sigmoid())),
+    "tanh": (torch.atanh, lambda v: 1 - v.tanh() ** 2),
+    "softplus": (lambda y: y.expm1().log(), torch.sigmoid),
+    "exp": (torch.log, torch.exp),
+    "the square": (torch.sqrt, lambda v: 2 * v),
+    "ELU": (
+        lambda y: torch.where(y > 0, y, y.log1p()),
+        lambda v: torch.where(v > 0, torch.ones_like(v), v.exp()),
+    ),
+}
+"""Activation functions that a subject may end with: v from y, and the slope at v."""
+
+
+def _activations(lab: Laboratory, name: str) -> Iterator[Hypothesis]:
+    """An activation at the end of something larger: dy has a wrong slope as a factor."""
+
+    def weighted(weight: Callable[[Tensor], Tensor]) -> Predict:
+        def predict(draw: Draw) -> Tensor | None:
+            weights = [weight(y.double()) for y in draw.outputs]
+            if not all(w.isfinite().all() for w in weights):
+                return None
+            dys = [(dy * w).to(dy.dtype) for dy, w in zip(draw.dys, weights, strict=True)]
+            return lab.true(draw.arguments, dys)[name]
+
+        return predict
+
+    for text, (inverse, slope) in SLOPES.items():
+        missing = weighted(lambda y, v=inverse, s=slope: 1 / s(v(y)))
+        words = f"the derivative of the activation {text} is missing"
+        yield Hypothesis("activation derivative missing", words, missing)
+        twice = weighted(lambda y, v=inverse, s=slope: s(v(y)))
+        words = f"the derivative of the activation {text} is applied twice"
+        yield Hypothesis("activation derivative twice", words, twice)
+        at_y = weighted(lambda y, v=inverse, s=slope: s(y) / s(v(y)))
+        words = f"the derivative of the activation {text} is taken at y instead of v"
+        yield Hypothesis("activation derivative at y", words, at_y)
+
+
+def _factors(lab: Laboratory, name: str, first: Draw) -> Iterator[Hypothesis]:
+    """One of the tensors is missing as a factor, or is there once too often."""
+    shape, up = first.true[name].shape, first.dys[0].shape
+
+    def tensor_of(draw: Draw, z: str) -> Tensor:
+        return (draw.outputs[0] if z == "y" else draw.arguments[z]).double()
+
+    candidates = [n for n, t in first.arguments.items() if t.is_floating_point() and n != "y"]
+    for z in [*candidates, "y"]:
+        of = tensor_of(first, z).shape
+        for cause, words, power in (
+            ("missing factor", f"the factor {z} is missing", -1),
+            ("extra factor", f"the factor {z} is there once too often", 1),
+        ):
+            if broadcasts(of, shape):
+
+                def outside(draw: Draw, z: str = z, power: int = power) -> Tensor | None:
+                    return draw.true[name] * tensor_of(draw, z) ** power
+
+                yield Hypothesis(cause, words, outside)
+            if broadcasts(of, up):
+
+                def inside(draw: Draw, z: str = z, power: int = power) -> Tensor | None:
+                    weighted = draw.dys[0] * tensor_of(draw, z) ** power
+                    dys = [weighted.to(draw.dys[0].dtype), *draw.dys[1:]]
+                    return lab.true(draw.arguments, dys)[name]
+
+                yield Hypothesis(cause, words, inside)
+
+
+def broadcasts(small: Sequence[int], large: Sequence[int]) -> bool:
+    """Return whether a tensor of the one shape is broadcast to the other, which stays."""
+    if len(small) > len(large):
+        return False
+    tail = large[len(large) - len(small) :]
+    return all(s in (1, t) for s, t in zip(small, tail, strict=True))
+
+
+def parts_of(draw: Draw, axis: int | None) -> Iterator[list[Tensor]]:
+    """Yield dys in which only one part of the first output has its upstream gradient.
+
+    A part is an index along an axis, or for None along all leading axes together.
+    """
+    dy = draw.dys[0]
+    rest = [torch.zeros_like(other) for other in draw.dys[1:]]
+    if axis is None:
+        rows = dy.reshape(-1, dy.shape[-1])
+        for i in range(len(rows)):
+            part = torch.zeros_like(rows)
+            part[i] = rows[i]
+            yield [part.view(dy.shape), *rest]
+    else:
+        for i in range(dy.shape[axis]):
+            part = torch.zeros(dy.shape, dtype=dy.dtype, device=dy.device)
+            part.select(axis, i).copy_(dy.select(axis, i))
+            yield [part, *rest]
+
+
+def contributions(lab: Laboratory, name: str, draw: Draw, axis: int | None) -> Tensor:
+    """Return what each part of the first output adds to the right gradient, (parts, *shape)."""
+    parts = [lab.true(draw.arguments, dys)[name] for dys in parts_of(draw, axis)]
+    return torch.stack(parts) if parts else draw.true[name].new_zeros(0, *draw.true[name].shape)
+
+
+def axes_of_parts(dy: Tensor) -> list[int | None]:
+    """Return the axes along which an output is cut into parts; None are all leading ones."""
+    axes: list[int | None] = [axis for axis in range(dy.ndim) if 1 < dy.shape[axis] <= MOST_PARTS]
+    if dy.ndim > 2 and dy.numel() // max(dy.shape[-1], 1) <= MOST_PARTS:
+        axes.append(None)
+    return axes
+
+
+def along(axis: int | None) -> str:
+    """Return words for an axis of the output."""
+    return "all leading axes of y" if axis is None else f"axis {axis} of y"
+
+
+def _sums(lab: Laboratory, name: str, first: Draw) -> Iterator[Hypothesis]:
+    """A sum over an axis that is not taken, or taken over another axis."""
+    if name not in first.got or first.got[name] is None:
+        return
+    wanted = first.ours(name).shape
+    right = first.true[name].shape
+    for axis in axes_of_parts(first.dys[0]):
+
+        def unsummed(draw: Draw, axis: int | None = axis) -> Tensor | None:
+            parts = contributions(lab, name, draw, axis)
+            if parts.shape == wanted:
+                return parts
+            return parts.reshape(wanted) if parts.numel() == wanted.numel() else None
+
+        yield Hypothesis("not summed", f"it is not summed over {along(axis)}", unsummed)
+    yield from _sums_of_broadcast(lab, name, first, wanted, right)
+    for axis in axes_of_parts(first.dys[0]):
+        for other in range(len(right)):
+
+            def over_another(draw: Draw, axis: int | None = axis, other: int = other) -> Tensor:
+                return contributions(lab, name, draw, axis).sum(other + 1).reshape(wanted)
+
+            parts = first.dys[0].shape[axis] if axis is not None else 0
+            if right[other] and parts * (right.numel() // right[other]) == wanted.numel():
+                words = f"it is summed over its own axis {other} instead of {along(axis)}"
+                yield Hypothesis("wrong sum", words, over_another)
+
+
+def _sums_of_broadcast(
+    lab: Laboratory, name: str, first: Draw, wanted: Sequence[int], right: Sequence[int]
+) -> Iterator[Hypothesis]:
+    """For an argument that is broadcast: the sums of its contributions over any axes."""
+    y = first.dys[0].shape
+    if not 1 <= len(y) <= MOST_AXES or first.dys[0].numel() > 4 * MOST_PARTS:
+        return
+    if first.true[name].numel() >= first.dys[0].numel():
+        return
+
+    def spread(draw: Draw) -> Tensor | None:
+        """Return the contribution of each number of y, if it goes to one number at most."""
+        slopes = jacobian(lab, name, draw)
+        if ((slopes != 0).sum(1) > 1).any():
+            return None
+        return (draw.dys[0].double().flatten() * slopes.sum(1)).view(y)
+
+    for count in range(len(y) + 1):
+        for axes in combinations(range(len(y)), count):
+            kept = [length for axis, length in enumerate(y) if axis not in axes]
+            if torch.Size(kept).numel() != torch.Size(wanted).numel():
+                continue
+
+            def summed(draw: Draw, axes: tuple[int, ...] = axes) -> Tensor | None:
+                each = spread(draw)
+                if each is None:
+                    return None
+                return (each.sum(axes) if axes else each).reshape(wanted)
+
+            over = (
+                f"over axes {axes} of y"
+                if len(axes) > 1
+                else f"over axis {axes[0]} of y"
+                if axes
+                else ""
+            )
+            if torch.Size(kept).numel() > torch.Size(right).numel():
+                words = "it is not summed over the axes along which the argument is broadcast"
+                if axes:
+                    words = f"it is summed {over} only, and not over all that are broadcast"
+                yield Hypothesis("not summed", words, summed)
+            else:
+                yield Hypothesis("wrong sum", f"it is summed {over}, which is wrong", summed)
+
+
+def jacobian(lab: Laboratory, name: str, draw: Draw) -> Tensor:
+    """Return the right ∂y/∂argument, (numbers of y, numbers of the argument)."""
+    dy = draw.dys[0]
+    rest = [torch.zeros_like(other) for other in draw.dys[1:]]
+    lines: list[Tensor] = []
+    for k in range(dy.numel()):
+        unit = torch.zeros(dy.numel(), dtype=dy.dtype, device=dy.device)
+        unit[k] = 1
+        lines.append(lab.true(draw.arguments, [unit.view(dy.shape), *rest])[name].flatten())
+    return torch.stack(lines)
+
+
+def _last_or_first(lab: Laboratory, name: str, first: Draw) -> Iterator[Hypothesis]:
+    """Of the contributions to each number only the last or the first is there."""
+    for axis in axes_of_parts(first.dys[0]):
+
+        def of_the_last(draw: Draw, axis: int | None = axis) -> Tensor:
+            return contributions(lab, name, draw, axis)[-1]
+
+        words = f"only the last contribution along {along(axis)} is in it"
+        words += ": each is assigned where it must be added"
+        yield Hypothesis("assigned", words, of_the_last)
+        for which, cause in (("last", "assigned"), ("first", "not summed")):
+
+            def only(draw: Draw, axis: int | None = axis, which: str = which) -> Tensor:
+                parts = contributions(lab, name, draw, axis)
+                parts = parts.flip(0) if which == "last" else parts
+                there = parts != 0
+                chosen = there & (there.cumsum(0) == 1)
+                return (parts * chosen).sum(0)
+
+            words = f"of the contributions along {along(axis)} only the {which} is in it"
+            if which == "last":
+                words += ": each is assigned where it must be added"
+            else:
+                words += ": it is not summed"
+            yield Hypothesis(cause, words, only)

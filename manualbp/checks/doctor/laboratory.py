@@ -1,0 +1,185 @@
+"""Where the doctor gathers evidence: it runs the subject again, always on copies, and asks the
+truth for the gradients of other arguments and other upstream gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import inf
+
+import torch
+from torch import Tensor
+
+from manualbp.checks.doctor.subject import Arguments, Gradients, Pass, Subject
+from manualbp.checks.tolerances import TOLERANCES, Tolerance
+
+Truth = Callable[[Arguments, Sequence[Tensor]], Mapping[str, Tensor]]
+"""Gives the right gradients for arguments and upstream gradients."""
+
+Dys = Sequence[Tensor]
+
+HALF = Tolerance(floor=1e-2, factor=8.0)
+"""For float16, which no layer of ours is checked in."""
+
+SEED = 20_240
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Arguments and upstream gradients with what the subject and the truth make of them."""
+
+    arguments: Arguments
+    dys: Dys
+    outputs: Sequence[Tensor]
+    got: Gradients
+    true: Mapping[str, Tensor]  # in float64
+
+    def ours(self, name: str) -> Tensor:
+        """Return the subject's gradient in float64. Raises KeyError where there is none."""
+        gradient = self.got[name]
+        if gradient is None:
+            raise KeyError(name)
+        return gradient.detach().double()
+
+
+@dataclass(frozen=True)
+class Laboratory:
+    """A subject, the truth about it, and the seed of whatever either of them draws."""
+
+    subject: Subject
+    truth: Truth
+
+    def run(self, arguments: Arguments) -> Pass:
+        """Make a forward pass on copies that lie in memory as the arguments do."""
+        with fixed_chance(arguments, SEED):
+            return self.subject.run(copies(arguments))
+
+    def backward(self, done: Pass, arguments: Arguments, dys: Dys, seed: int = SEED) -> Gradients:
+        """Return copies of what the backward pass gives for copies of dys."""
+        with fixed_chance(arguments, seed):
+            got = done.backward([copy_of(dy) for dy in dys])
+        return {name: None if g is None else g.detach().clone() for name, g in got.items()}
+
+    def got(self, arguments: Arguments, dys: Dys) -> Gradients:
+        """Return what a forward and a backward pass give."""
+        return self.backward(self.run(arguments), arguments, dys)
+
+    def true(self, arguments: Arguments, dys: Dys) -> dict[str, Tensor]:
+        """Return the right gradients in float64."""
+        with fixed_chance(arguments, SEED):
+            right = self.truth(copies(arguments), [copy_of(dy) for dy in dys])
+        return {name: tensor.detach().double() for name, tensor in right.items()}
+
+    def draw(self, arguments: Arguments, dys: Dys) -> Draw:
+        """Run both. An error of the subject comes through."""
+        done = self.run(arguments)
+        outputs = [y.detach().clone() for y in done.outputs]
+        got = self.backward(done, arguments, dys)
+        return Draw(arguments, dys, outputs, got, self.true(arguments, dys))
+
+    def limits(self, draw: Draw) -> dict[str, float]:
+        """Return how far each gradient may be from the truth, relative to its largest number.
+
+        The truth is asked twice, for arguments that differ by a few roundings: what it then says
+        differently is the least that rounding costs, and for differences of values their noise.
+        """
+        dtype = working_dtype(draw.arguments)
+        tolerance = TOLERANCES.get(dtype, HALF)
+        scale = 1 + 4 * torch.finfo(dtype).eps
+        nudged = {
+            name: (t.double() * scale).to(t.dtype) if t.is_floating_point() else t
+            for name, t in draw.arguments.items()
+        }
+        other = self.true(nudged, draw.dys)
+        found: dict[str, float] = {}
+        for name, right in draw.true.items():
+            moved = (other[name] - right).abs().flatten().nan_to_num(0.0)
+            largest = largest_of(right)
+            # A quantile, since a few numbers may stand where the derivative jumps.
+            typical = moved.quantile(0.75).item() / largest if moved.numel() and largest else 0.0
+            found[name] = min(max(tolerance.floor, 10 * typical), 0.2)
+        return found
+
+
+def working_dtype(arguments: Arguments) -> torch.dtype:
+    """Return the coarsest floating-point type among the arguments."""
+    dtypes = [t.dtype for t in arguments.values() if t.is_floating_point()]
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float64)
+
+
+def error_of(ours: Tensor, right: Tensor) -> float:
+    """Return max |ours - right| / max(|right|), or infinity for NaN, shapes or zeros that differ.
+
+    Where the truth has NaN or infinity it has no derivative, and nothing is compared.
+    """
+    if ours.shape != right.shape:
+        return inf
+    defined = right.isfinite()
+    ours, right = ours[defined], right[defined]
+    if not ours.isfinite().all():
+        return inf
+    difference = largest_of(ours - right)
+    if difference == 0:
+        return 0.0
+    scale = largest_of(right)
+    # A truth of zero is compared with the smallest number that counts.
+    return difference / scale if scale > TINY else (inf if difference > TINY else 0.0)
+
+
+TINY = 1e-13
+"""A gradient this small is zero but for rounding, where all numbers are of the size of 1."""
+
+
+def largest_of(tensor: Tensor) -> float:
+    """Return max |tensor|, 0 for an empty one."""
+    return tensor.abs().max().item() if tensor.numel() else 0.0
+
+
+def copies(arguments: Arguments) -> dict[str, Tensor]:
+    """Return copies with the same strides."""
+    return {name: copy_of(tensor) for name, tensor in arguments.items()}
+
+
+def copy_of(tensor: Tensor) -> Tensor:
+    """Return the same numbers in other memory, with the same strides, stride 0 included."""
+    storage = tensor.detach().untyped_storage().clone()
+    copy = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return copy.set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())
+
+
+@contextmanager
+def fixed_chance(arguments: Arguments, seed: int) -> Generator[None]:
+    """Let torch's own generators start from a seed, and put them back afterwards."""
+    generators = [torch.default_generator]
+    for index in {t.device.index for t in arguments.values() if t.device.type == "cuda"}:
+        generators.append(torch.cuda.default_generators[index])
+    states = [generator.get_state() for generator in generators]
+    try:
+        for generator in generators:
+            generator.manual_seed(seed)
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
+def random_like(tensor: Tensor, seed: int) -> Tensor:
+    """Return N(0, 1) in the shape, dtype and place of a tensor."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
+
+
+def other_arguments(arguments: Arguments, seed: int) -> dict[str, Tensor]:
+    """Return arguments with every number multiplied by one of its own from 0.6 to 1.4.
+
+    Signs and zeros stay, so that what a subject asks of its arguments mostly still holds.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: tensor * (0.6 + 0.8 * torch.rand(tensor.shape, generator=generator)).to(tensor)
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in arguments.items()
+    }

@@ -1,0 +1,203 @@
+"""Which numbers of a gradient are wrong, and what is known about the places where they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from manualbp.checks.doctor.hypotheses import MOST_PARTS, parts_of
+from manualbp.checks.doctor.laboratory import Draw, Laboratory, largest_of
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A cause, the places in words, and what stands there."""
+
+    cause: str
+    words: str
+    evidence: str
+
+
+def wrong_places(draw: Draw, name: str, limit: float) -> Tensor:
+    """Return True where the gradient is wrong by more than the limit times the largest number."""
+    ours, right = draw.ours(name), draw.true[name]
+    bad = (ours - right).abs() > limit * max(largest_of(right), 1e-13)
+    return (bad | ~ours.isfinite()) & right.isfinite()
+
+
+def pattern(name: str, draws: Sequence[Draw], limit: float) -> Pattern | None:
+    """Return where a gradient is wrong, if it is right in the other places."""
+    masks = [wrong_places(draw, name, limit) for draw in draws]
+    failing = [(draw, mask) for draw, mask in zip(draws, masks, strict=True) if mask.any()]
+    if not failing or all(mask.all() for _, mask in failing):
+        return None
+    draw, mask = failing[0]
+    numbers = f"{int(mask.sum())} of {mask.numel()} numbers are wrong"
+    relation = _relation(draw, name, mask)
+    for words, cause in _special(name, failing):
+        return Pattern(cause, f"it is wrong {words}", f"{numbers}, all there; {relation}")
+    union = torch.stack([m for _, m in failing]).any(0)
+    for words in _places(union):
+        return Pattern("certain elements", f"it is wrong {words}; {relation}", numbers)
+    return None
+
+
+def _special(name: str, failing: Sequence[tuple[Draw, Tensor]]) -> list[tuple[str, str]]:
+    """Return what the values have in common where the gradient is wrong, with the cause."""
+    found: list[tuple[str, str]] = []
+    first, mask = failing[0]
+    shape = mask.shape
+    tensors = {n: t for n, t in first.arguments.items() if t.shape == shape}
+    for other, tensor in tensors.items():
+        values = tensor[mask]
+        value = values.flatten()[0]
+        # One value that stands nowhere else is a kink or a tie only if it is no chance number.
+        common = bool((values == value).all()) and not bool((tensor[~mask] == value).any())
+        if common and (int(mask.sum()) > 1 or value.item() == round(value.item())):
+            found.append((f"only where {other} = {value.item():g}, at a kink", "kinks"))
+    for other, tensor in tensors.items():
+        for axis in range(tensor.ndim):
+            if mask.any() and bool((_ties(tensor, axis) | ~mask).all()):
+                found.append((f"only where {other} has ties along axis {axis}", "ties"))
+    if all(bool((d.true[name][m] == 0).all()) for d, m in failing) and all(
+        bool((d.true[name][~m] != 0).all()) for d, m in failing
+    ):
+        words = "only where the right gradient is zero: masked or inactive places"
+        found.append((words, "masked positions"))
+    candidates = [(n, [d.arguments[n] for d, _ in failing]) for n in tensors]
+    if all(d.outputs[0].shape == shape for d, _ in failing):
+        candidates.append(("y", [d.outputs[0] for d, _ in failing]))
+    for other, values in candidates:
+        # A number between the two groups, in all draws together.
+        bad = torch.cat([v[m] for v, (_, m) in zip(values, failing, strict=True)])
+        good = torch.cat([v[~m] for v, (_, m) in zip(values, failing, strict=True)])
+        if min(len(bad), len(good)) < 4 or not bad.is_floating_point():
+            continue
+        if bad.max() < good.min():
+            between = f"{bad.max().item():.3g} and {good.min().item():.3g}"
+            found.append(
+                (f"only where {other} lies below a bound, between {between}", "one branch")
+            )
+        elif bad.min() > good.max():
+            between = f"{good.max().item():.3g} and {bad.min().item():.3g}"
+            found.append(
+                (f"only where {other} lies above a bound, between {between}", "one branch")
+            )
+    return found
+
+
+def _ties(tensor: Tensor, axis: int) -> Tensor:
+    """Return True where the largest number along the axis stands, and stands more than once."""
+    largest = tensor == tensor.amax(axis, keepdim=True)
+    return largest & (largest.sum(axis, keepdim=True) > 1)
+
+
+def _places(mask: Tensor) -> list[str]:
+    """Return words for the places: indices along an axis, a block at the end, single numbers."""
+    found: list[str] = []
+    for axis in range(mask.ndim):
+        others = [a for a in range(mask.ndim) if a != axis]
+        wrong = mask.any(others) if others else mask
+        if not wrong.all():
+            found.append(f"only {indices(wrong)} along axis {axis}")
+    count = int(mask.sum())
+    if found and count > 1:
+        return [" and ".join(found)]
+    if count <= 3:
+        return [f"only at {_listed(mask)}"]
+    if found:
+        return found
+    # A block at the end of several axes: everything before it is right.
+    right = ~mask
+    ends: list[int] = []
+    for axis in range(mask.ndim):
+        others = [a for a in range(mask.ndim) if a != axis]
+        full = mask.all(others) if others else mask
+        ends.append(int((~full).sum()))
+        if not bool(full[ends[-1] :].all()):
+            return [] if count > mask.numel() // 2 else [_scattered(mask)]
+    inner = right
+    for axis, end in enumerate(ends):
+        inner = inner.narrow(axis, 0, end)
+    if inner.numel() == int(right.sum()) and inner.all():
+        return [
+            f"only in the last partial blocks: beyond {ends}, where the shape is {list(mask.shape)}"
+        ]
+    return [] if count > mask.numel() // 2 else [_scattered(mask)]
+
+
+def _scattered(mask: Tensor) -> str:
+    return f"only in {int(mask.sum())} of {mask.numel()} places, such as {_listed(mask)}"
+
+
+def _listed(mask: Tensor) -> str:
+    """Return the first three places: "[0, 1], [2, 2]"."""
+    return ", ".join(str([int(i) for i in place]) for place in mask.nonzero()[:3])
+
+
+def indices(wrong: Tensor) -> str:
+    """Say which indices are True: "the last 2 of 5", "every second index", "index 3"."""
+    places = [int(i) for i in wrong.nonzero().flatten()]
+    n, count = len(wrong), len(places)
+    if places == list(range(n - count, n)):
+        return f"the last {count} of {n} indices" if count > 1 else f"the last of {n} indices"
+    if places == list(range(count)):
+        return f"the first {count} of {n} indices" if count > 1 else f"the first of {n} indices"
+    if count > 2 and places == list(range(places[0], n, 2)):
+        return f"every second index from {places[0]} on"
+    return f"{'indices' if count > 1 else 'index'} {', '.join(map(str, places))} of {n}"
+
+
+def _relation(draw: Draw, name: str, mask: Tensor) -> str:
+    """Say what stands in the wrong places."""
+    return relation(draw.ours(name)[mask], draw.true[name][mask])
+
+
+def relation(ours: Tensor, right: Tensor) -> str:
+    """Say what the wrong numbers are to the right ones."""
+    if not ours.isfinite().all():
+        return "there it is not finite"
+    if not ours.any():
+        return "there it is zero"
+    square = (right * right).sum().item()
+    if square and ours.numel() > 1:
+        factor = (ours * right).sum().item() / square
+        if largest_of(ours - factor * right) <= 1e-8 * largest_of(ours):
+            return f"there it is {factor:.6g} times the right gradient"
+    worst = int((ours - right).abs().argmax())
+    return f"at worst it is {ours[worst].item():.6g} where {right[worst].item():.6g} is right"
+
+
+@dataclass(frozen=True)
+class WrongParts:
+    """Which parts of an output contribute wrongly to a gradient."""
+
+    words: str
+    evidence: str
+
+
+def wrong_parts(
+    lab: Laboratory, name: str, draw: Draw, limit: float, axis: int
+) -> WrongParts | None:
+    """Return which indices along an axis of y contribute wrongly, if others contribute rightly."""
+    if not 1 < draw.dys[0].shape[axis] <= MOST_PARTS:
+        return None
+    bad: list[bool] = []
+    wrong: list[tuple[Tensor, Tensor]] = []
+    for dys in parts_of(draw, axis):
+        one, expected = lab.got(draw.arguments, dys).get(name), lab.true(draw.arguments, dys)[name]
+        if one is None or one.shape != expected.shape:
+            return None
+        bad.append(largest_of(one.double() - expected) > limit * largest_of(draw.true[name]))
+        if bad[-1]:
+            wrong.append((one.double(), expected))
+    if not any(bad) or all(bad):
+        return None
+    ours, right = (torch.stack(tensors).flatten() for tensors in zip(*wrong, strict=True))
+    told = relation(ours, right).replace("there it is", "their contribution is")
+    where = indices(torch.tensor(bad))
+    words = f"only what comes from {where} along axis {axis} of y is wrong; {told}"
+    return WrongParts(words, f"{sum(bad)} of {len(bad)} contributions are wrong")
