@@ -79,7 +79,10 @@ COMPARABLE = (
 )
 """Options that take several values on the command line, for a run with each."""
 
-OPEN_ON_RESUME = ("max_epochs", "patience", "checkpoint_seconds")
+OPEN_ON_RESUME = (
+    *("max_epochs", "patience", "stopping_threshold", "divergence_threshold"),
+    "checkpoint_seconds",
+)
 """Options of the run that may change when it is resumed: they do not touch what is computed."""
 
 
@@ -142,6 +145,14 @@ class TrainConfig:
     monitor: str = "val_loss"
     """What early stopping watches: val_loss, train_loss, val_accuracy, train_accuracy, or with
     regression val_r2, train_r2."""
+    stopping_threshold: float | None = None
+    """Stop as soon as the monitored value is as good as this."""
+    divergence_threshold: float | None = None
+    """Stop as soon as the monitored value is worse than this."""
+    baseline: float | None = None
+    """Until the monitored value is better than this, every epoch counts against the patience."""
+    start_from_epoch: int = 0
+    """Before this epoch nothing counts: not for the best weights, not against the patience."""
     clip_norm: float | None = None
     """Shorten the gradient to this length."""
     clip_value: float | None = None
@@ -204,8 +215,9 @@ class TrainConfig:
     def validate(self) -> None:
         """Raise UsageError for the first number that is out of range."""
         at_least_one = ("max_epochs", "accumulate")
-        at_least_zero = ("batch_size", "patience", "threads")
+        at_least_zero = ("batch_size", "patience", "start_from_epoch", "threads")
         non_negative = ("momentum", "weight_decay", "min_delta", "l1", "l2", "checkpoint_seconds")
+        finite = ("stopping_threshold", "divergence_threshold", "baseline")
         at_least_two = ("cross_validate", "restarts")
         positive = ("lr", "clip_norm", "clip_value", "lockstep_limit")
         for name in at_least_one:
@@ -219,6 +231,9 @@ class TrainConfig:
         for name in positive:
             value = getattr(self, name)
             self._require(name, value is None or (isfinite(value) and value > 0), "more than 0")
+        for name in finite:
+            value = getattr(self, name)
+            self._require(name, value is None or isfinite(value), "a finite number")
         for name in at_least_two:
             value = getattr(self, name)
             self._require(name, value is None or value >= 2, "2 or more")

@@ -40,6 +40,7 @@ class EarlyStoppingState(TypedDict):
     best: float | None
     best_epoch: int | None
     wait: int
+    value: float | None
     reason: StopReason | None
 
 
@@ -105,6 +106,8 @@ class EarlyStopping:
     best_epoch: int | None = field(default=None, init=False)
     wait: int = field(default=0, init=False)
     """Validations without improvement since the last one that counted as improvement."""
+    value: float | None = field(default=None, init=False)
+    """The last one that counted; None where that is NaN, or there is none."""
     reason: StopReason | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -129,31 +132,17 @@ class EarlyStopping:
         if epoch < self.start_from_epoch:
             return self._decide(improved=False, reason=None)
 
-        # Comparisons with NaN are False: a NaN reaches no threshold and improves nothing.
-        reached = (
-            self.stopping_threshold is not None
-            and self._advantage(value, self.stopping_threshold) >= 0
-        )
-        diverged = (
-            self.divergence_threshold is not None
-            and self._advantage(value, self.divergence_threshold) < 0
-        )
+        self.value = None if math.isnan(value) else value
         beats_baseline = (
             self.baseline is None or self._advantage(value, self.baseline) > self.min_delta
         )
-        improved = self._advantage(value, self.best) > (0 if reached else self.min_delta)
+        least = 0 if self._reached(value) else self.min_delta
+        improved = self._advantage(value, self.best) > least
 
         if improved:
             self.best, self.best_epoch = value, epoch
         self.wait = 0 if improved and beats_baseline else self.wait + 1
-
-        if reached:
-            return self._decide(improved, "threshold reached")
-        if diverged:
-            return self._decide(improved, "diverged")
-        if self.patience is not None and self.wait >= max(self.patience, 1):
-            return self._decide(improved, "patience exhausted")
-        return self._decide(improved, None)
+        return self._decide(improved, self._reason_to_stop(value))
 
     def state_dict(self) -> EarlyStoppingState:
         """Return the state, in plain Python values."""
@@ -163,12 +152,14 @@ class EarlyStopping:
             "best": self.best,
             "best_epoch": self.best_epoch,
             "wait": self.wait,
+            "value": self.value,
             "reason": self.reason,
         }
 
     def load_state_dict(self, state: EarlyStoppingState) -> None:
         """Go on from a state; the settings, patience for instance, may be others than before.
 
+        A reason to stop that the settings do not give any more is forgotten.
         Raises UsageError where `best` is the value of another monitor or mode: then it compares
         with nothing here.
         """
@@ -180,7 +171,27 @@ class EarlyStopping:
         self.best = state["best"]
         self.best_epoch = state["best_epoch"]
         self.wait = state["wait"]
+        self.value = state["value"]
         self.reason = state["reason"]
+        if self.reason not in (None, "non-finite"):
+            self.reason = self._reason_to_stop(math.nan if self.value is None else self.value)
+
+    def _reached(self, value: float) -> bool:
+        """Return whether the value is as good as the stopping threshold."""
+        # Comparisons with NaN are False: a NaN reaches no threshold and improves nothing.
+        threshold = self.stopping_threshold
+        return threshold is not None and self._advantage(value, threshold) >= 0
+
+    def _reason_to_stop(self, value: float) -> StopReason | None:
+        """Return what there is against going on after this value and the present wait."""
+        limit = self.divergence_threshold
+        if self._reached(value):
+            return "threshold reached"
+        if limit is not None and self._advantage(value, limit) < 0:
+            return "diverged"
+        if self.patience is not None and self.wait >= max(self.patience, 1):
+            return "patience exhausted"
+        return None
 
     def _advantage(self, value: float, over: float | None) -> float:
         """Return by how much `value` is better than `over`; None is worse than every number."""

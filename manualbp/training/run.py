@@ -158,7 +158,13 @@ class Run:
             return torch.Generator(device).manual_seed(config.seed)
 
         stopper = EarlyStopping(
-            monitor=config.monitor, patience=config.patience, min_delta=config.min_delta
+            monitor=config.monitor,
+            patience=config.patience,
+            min_delta=config.min_delta,
+            baseline=config.baseline,
+            start_from_epoch=config.start_from_epoch,
+            stopping_threshold=config.stopping_threshold,
+            divergence_threshold=config.divergence_threshold,
         )
         monitors = [
             f"{part}_{what}" for part in ("val", "train") for what in ("loss", goal.score_name)
@@ -299,11 +305,6 @@ class Run:
             raise UsageError(
                 f"checkpoint {self.directory.last} is of another model or run: {what}"
             ) from error
-        stopper = self.trainer.stopper
-        if stopper.reason == "patience exhausted" and (
-            stopper.patience is None or stopper.wait < max(stopper.patience, 1)
-        ):
-            stopper.reason = None  # the run goes on with more patience than it had
 
     def _finish(self, reason: StopReason) -> dict[str, Any]:
         """Evaluate the best weights on the test split; log and write the result.

@@ -292,6 +292,31 @@ def test_patience_may_change_on_resuming() -> None:
     assert [after.update(3, 2.0), after.update(4, 2.0)] == [KEEP_ON, EXHAUSTED]
 
 
+@pytest.mark.parametrize(
+    ("before", "value", "after", "reason"),
+    [
+        ({"patience": 1}, 2.0, {"patience": 2}, None),
+        ({"patience": 1, "check_finite": False}, NAN, {"patience": 2}, None),
+        ({"patience": 1, "check_finite": False}, NAN, {"patience": 1}, "patience exhausted"),
+        ({"stopping_threshold": 0.5}, 0.5, {"stopping_threshold": 0.25}, None),
+        ({"stopping_threshold": 0.5}, 0.5, {"stopping_threshold": 0.75}, "threshold reached"),
+        ({"divergence_threshold": 1.5}, 2.0, {"divergence_threshold": 2.0}, None),
+        ({"divergence_threshold": 1.5}, 2.0, {}, None),
+        ({"divergence_threshold": 1.5}, 2.0, {"divergence_threshold": 1.0}, "diverged"),
+        ({"divergence_threshold": 1.5}, INF, {}, "non-finite"),
+    ],
+)
+def test_a_reason_that_is_none_any_more_is_forgotten_on_resuming(
+    before: dict[str, Any], value: float, after: dict[str, Any], reason: str | None
+) -> None:
+    stopped = EarlyStopping(**{"patience": None, **before})
+    assert not stopped.update(1, 1.0).stop
+    assert stopped.update(2, value).stop
+    resumed = EarlyStopping(**{"patience": None, **after})
+    resumed.load_state_dict(through_a_file(stopped.state_dict()))
+    assert resumed.reason == reason
+
+
 @pytest.mark.parametrize("other", [{"monitor": "val_r2", "mode": "min"}, {"mode": "max"}])
 def test_a_best_value_of_something_else_is_refused(other: dict[str, Any]) -> None:
     before = EarlyStopping(patience=2)

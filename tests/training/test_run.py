@@ -470,8 +470,41 @@ def test_a_run_can_be_given_more_patience(iris: Finished, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
+    ("option", "reason"),
+    [("stopping_threshold", "threshold reached"), ("divergence_threshold", "diverged")],
+)
+def test_a_run_that_met_a_threshold_can_be_given_another(
+    option: str, reason: str, iris: Finished, tmp_path: Path
+) -> None:
+    losses = [value for _, value in scalars(iris.path / "val")["loss"]]
+    met, not_yet = losses[0] * 0.7, 0.0 if reason == "threshold reached" else 1e9
+    low = [epoch for epoch, loss in enumerate(losses, 1) if loss < met]
+    expected = low[0] if reason == "threshold reached" else 1
+    run = trained(tmp_path / "run", "--quiet", **{**IRIS, option: met})
+    assert (run.result["epochs"], run.result["stopped_reason"]) == (expected, reason)
+    a_minute_ago(run.path)
+    assert call("train", "--quiet", "--resume", run.path).code == 0  # nothing left to do
+    assert (run.result["epochs"], run.result["stopped_reason"]) == (expected, reason)
+    a_minute_ago(run.path)
+    words = (f"--{option.replace('_', '-')}", not_yet)
+    assert call("train", "--quiet", "--resume", run.path, *words).code == 0
+    assert_same({**run.last, "seconds": 0}, {**iris.last, "seconds": 0})
+
+
+def test_a_baseline_and_a_first_epoch_that_counts(iris: Finished, tmp_path: Path) -> None:
+    some = trained(tmp_path / "a", "--quiet", **{**IRIS, "baseline": 0.0, "patience": 3})
+    assert (some.result["epochs"], some.result["stopped_reason"]) == (3, "patience exhausted")
+    late = {"baseline": 0.0, "patience": 3, "start_from_epoch": 6}
+    later = trained(tmp_path / "b", "--quiet", **{**IRIS, **late})
+    assert later.result["epochs"] == 8
+    assert later.result["best_epoch"] >= 6
+
+
+@pytest.mark.parametrize(
     "words",
     [
+        ("--baseline", 0.5),
+        ("--start-from-epoch", 2),
         ("--lr", 0.4),
         ("--hidden", 7),
         ("--seed", 1),
