@@ -1,7 +1,11 @@
-"""The command line: one verb a class, thin. Exit codes: 0 done, 1 a check failed, 2 bad input."""
+"""The command line: one verb a class, thin. Exit codes: 0 done, 1 a check failed, 2 bad input.
+
+What takes long to load, matplotlib and TensorBoard above all, is imported by the verb that uses it.
+"""
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import os
@@ -11,22 +15,28 @@ from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import fields
 from difflib import get_close_matches
+from inspect import getsource
+from itertools import pairwise, takewhile
 from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, TypeAlias, get_args, get_type_hints
 
 import tyro
 from rich.console import Console
 
-from manualbp.checks.bench import BenchConfig, bench, print_results
+from manualbp.checks.bench import BenchConfig, bench
 from manualbp.checks.compare import CompareConfig, compare, print_rows
 from manualbp.checks.engines import build_engine
-from manualbp.errors import CheckFailed, UsageError
-from manualbp.explain.command import ErrataConfig, ExplainConfig, explain
-from manualbp.training.config import NOT_RESUMABLE, OPEN_ON_RESUME, TrainConfig, from_mapping
+from manualbp.errors import CheckFailed, Interrupted, UsageError
+from manualbp.explain.config import ErrataConfig, ExplainConfig
+from manualbp.training.config import (
+    COMPARABLE,
+    NOT_RESUMABLE,
+    OPEN_ON_RESUME,
+    TrainConfig,
+    from_mapping,
+)
 from manualbp.training.display import print_summary
-from manualbp.training.experiments import experiment, is_experiment, several
-from manualbp.training.run import Interrupted, train
 from manualbp.training.run_directory import read_json
 
 DESCRIPTION = "Deep learning with every backward pass written by hand, proved against autograd."
@@ -44,15 +54,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         base = _base_config(words)
-        command, *others = [_parse(line, base) for line in several(words)]
+        command, *others = [_parse(line, base) for line in _several(words)]
         if isinstance(command, CompareConfig):
             return _compare(command)
         if isinstance(command, BenchConfig):
             return _bench(command)
         if isinstance(command, (ExplainConfig, ErrataConfig)):
-            return explain(command)
+            return _explain(command)
         configs = [command, *(other for other in others if isinstance(other, TrainConfig))]
-        return _experiment(configs) if is_experiment(configs) else _train(command, base)
+        return _experiment(configs) if _is_experiment(configs) else _train(command, base)
     except (UsageError, CheckFailed, Interrupted) as error:
         if "--debug" in words:
             raise
@@ -69,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _train(config: TrainConfig, base: TrainConfig) -> int:
     if config.resume is not None:
         _require_unchanged(config, base)
+    from manualbp.training.run import train
+
     result = train(config, build_engine)
     if config.json:
         print(json.dumps(result, indent=2))
@@ -78,6 +90,8 @@ def _train(config: TrainConfig, base: TrainConfig) -> int:
 
 
 def _experiment(configs: Sequence[TrainConfig]) -> int:
+    from manualbp.training.experiments import experiment
+
     found = experiment(configs, build_engine)
     if configs[0].json:
         print(json.dumps(found.as_json(), indent=2))
@@ -96,6 +110,8 @@ def _compare(config: CompareConfig) -> int:
 
 
 def _bench(config: BenchConfig) -> int:
+    from manualbp.checks.bench.report import print_results
+
     results = bench(config)
     if config.json:
         print(json.dumps([result.as_json() for result in results], indent=2))
@@ -104,9 +120,66 @@ def _bench(config: BenchConfig) -> int:
     return 0
 
 
+def _explain(config: ExplainConfig | ErrataConfig) -> int:
+    from manualbp.explain.command import explain
+
+    return explain(config)
+
+
 def _as_json(row: dict[str, Any]) -> dict[str, Any]:
     """Return the row with None, JSON's null, for NaN and infinity, which JSON has no word for."""
     return {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in row.items()}
+
+
+def _several(words: Sequence[str]) -> list[list[str]]:
+    """Return the command lines of single runs that one with several values stands for.
+
+    `train --lr 0.1 0.2` is `train --lr 0.1` and `train --lr 0.2`; two such options give every pair.
+    """
+    lines: list[list[str]] = [[]]
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        option, _, value = word.partition("=")
+        name = option.removeprefix("--").replace("-", "_")
+        takes_several = words[0] == "train" and name in COMPARABLE
+        more = list(takewhile(_is_value, rest)) if takes_several else []
+        rest = rest[len(more) :]
+        values = [value, *more] if value else more
+        choices = [[option, v] for v in values] if len(values) > 1 else [[word, *more]]
+        lines = [line + choice for line in lines for choice in choices]
+    return lines
+
+
+def _is_value(word: str) -> bool:
+    return not re.match(r"--?[A-Za-z]", word)
+
+
+def _is_experiment(configs: Sequence[TrainConfig]) -> bool:
+    """Return whether these settings, one for each run, ask for more than a run."""
+    some = configs[0]
+    return len(configs) > 1 or some.find_lr or bool(some.cross_validate or some.restarts)
+
+
+def _fold_help(config: type[Any]) -> None:
+    """Give tyro what an option's docstring says on one line; it would keep the line breaks."""
+    (definition,) = ast.parse(getsource(config)).body
+    assert isinstance(definition, ast.ClassDef)
+    kinds = get_type_hints(config, include_extras=True)
+    for option, text in pairwise(definition.body):
+        match option, text:
+            case (
+                ast.AnnAssign(target=ast.Name(id=name)),
+                ast.Expr(value=ast.Constant(value=str(words))),
+            ):
+                help = tyro.conf.arg(help=" ".join(words.split()))
+                config.__annotations__[name] = Annotated[kinds[name], help]
+            case _:
+                pass
+
+
+for verb in get_args(Command):
+    _fold_help(verb)
 
 
 def _parse(words: list[str], base: TrainConfig) -> Command:

@@ -1,4 +1,4 @@
-"""The two ways in which a command ends badly on purpose, and a hint for a mistyped name."""
+"""The three ways in which a command ends early on purpose, and a hint for a mistyped name."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -14,6 +14,15 @@ class CheckFailed(Exception):
     """A check did not hold: gradients differ, or a number is no longer finite."""
 
     exit_code = 1
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM came; raised between two updates, where everything fits together."""
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+        self.exit_code = 128 + signal_number
 
 
 def did_you_mean(word: str, names: Sequence[str]) -> str:

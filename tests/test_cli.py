@@ -6,9 +6,11 @@ import os
 import re
 import runpy
 import shutil
+import subprocess
 import sys
 import tomllib
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,30 @@ def test_the_help_of_a_verb_shows_every_option_with_its_default(
         assert entry.endswith(f"(default: {shown})")
         assert len(entry.split()) > 4  # some words about it
     assert {name.replace("-", "_") for name in entries} == {item.name for item in fields(config)}
+
+
+@pytest.mark.parametrize("verb", ["train", "compare", "bench", "explain", "errata"])
+def test_the_help_breaks_a_line_only_where_it_is_full(
+    verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = [line.strip("│") for line in help_of(verb, capsys=capsys).splitlines()]
+    (column,) = (line.find("show this help") for line in lines if "show this help" in line)
+    width = 80 - column - len("│ │")
+    goes_on = 0
+    for line, below in pairwise(line.ljust(80) for line in lines):
+        words, (first, *_) = line[column:].strip(), (*below[column:].split(), "")
+        if line[column - 2 : column] == "  " and not below[:column].strip() and first:
+            goes_on += 1
+            assert len(f"{words} {first}") > width, f"{words}\n{first}"
+    assert goes_on or verb == "errata"
+
+
+def test_what_is_slow_to_load_is_not_loaded_for_the_help() -> None:
+    slow = ("matplotlib", "sklearn", "tensorboard", "torch._dynamo")
+    program = f"import sys, manualbp.cli; print([m for m in {slow} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert found.stdout.strip() == b"[]"
 
 
 def test_the_long_names_of_the_options() -> None:

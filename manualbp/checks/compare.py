@@ -29,10 +29,9 @@ from manualbp.errors import UsageError, did_you_mean
 from manualbp.layers import Mode
 from manualbp.models import ModelName, build
 from manualbp.parameters import Parameters
-from manualbp.training.config import DTYPES, DeviceName, DtypeName
+from manualbp.training.config import DTYPES, DeviceName, DtypeName, resolve_device
 from manualbp.training.data import load
 from manualbp.training.objective import objective
-from manualbp.training.run import resolve_device
 from reference.cases import Case
 from reference.twins import set_generator, twin, twin_loss
 

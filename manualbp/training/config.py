@@ -303,6 +303,14 @@ class TrainConfig:
         return Penalty(self.l2, "l2") if self.l2 else None
 
 
+def resolve_device(name: str) -> torch.device:
+    """Return the device; UsageError if CUDA is asked for and absent."""
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise UsageError("--device cuda: there is no CUDA device here; use --device cpu or auto")
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
 def from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
     """Return the configuration that a JSON file holds; UsageError for what does not belong."""
     names = [item.name for item in fields(TrainConfig) if item.name not in NOT_RESUMABLE]

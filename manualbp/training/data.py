@@ -51,10 +51,6 @@ Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 AnyArray = NDArray[Any]
 
-# scikit-learn has no types; imported so, its functions have type Any and are cast where used.
-sklearn_datasets = import_module("sklearn.datasets")
-sklearn_model_selection = import_module("sklearn.model_selection")
-
 DATASETS: tuple[str, ...] = ("digits", "breast_cancer", "iris", "wine", "diabetes", "xor")
 
 FEWEST_ROWS = 7
@@ -213,7 +209,7 @@ def _bundled(name: str) -> _Table:
     if name == "xor":
         x = np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
         return _Table(name, x, np.array([0, 1, 1, 0]))
-    bunch = cast("Mapping[str, AnyArray]", getattr(sklearn_datasets, f"load_{name}")())
+    bunch = cast("Mapping[str, AnyArray]", _sklearn("datasets", f"load_{name}")())
     x, t = bunch["data"].astype(np.float64), bunch["target"]
     if name == "diabetes":  # whole numbers, but no classes
         return _Table(name, x, t[:, None])
@@ -478,7 +474,7 @@ def _fold(
             f"not count); expected {most} folds at most"
         )
     name = "KFold" if classes is None else "StratifiedKFold"
-    cut = getattr(sklearn_model_selection, name)(parts, shuffle=True, random_state=seed % 2**32)
+    cut = _sklearn("model_selection", name)(parts, shuffle=True, random_state=seed % 2**32)
     folds = cast("list[tuple[Indices, Indices]]", list(cut.split(rows, classes)))
     others, this = folds[part - 1]
     return rows[others], rows[this]
@@ -487,13 +483,18 @@ def _fold(
 def _divide(
     rows: Indices, classes: AnyArray | None, share: float, seed: int
 ) -> tuple[Indices, Indices]:
-    first, second = sklearn_model_selection.train_test_split(
+    first, second = _sklearn("model_selection", "train_test_split")(
         rows,
         test_size=share,
         stratify=classes,
         random_state=seed % 2**32,  # the range that NumPy's generator takes
     )
     return cast("Indices", first), cast("Indices", second)
+
+
+def _sklearn(module: str, name: str) -> Any:
+    """Return a function of scikit-learn, which has no types and takes a second to load."""
+    return getattr(import_module(f"sklearn.{module}"), name)
 
 
 def _standardised(values: AnyArray, train: Indices) -> Floats:

@@ -13,11 +13,9 @@ split is for the best one alone.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import takewhile
 from math import isfinite, sqrt
 from pathlib import Path
 from shlex import quote
@@ -29,43 +27,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from manualbp.errors import CheckFailed, UsageError
-from manualbp.training.config import COMPARABLE, DEFAULT_RATES, TrainConfig
+from manualbp.errors import CheckFailed, Interrupted, UsageError
+from manualbp.training.config import DEFAULT_RATES, TrainConfig
 from manualbp.training.display import print_summary
 from manualbp.training.logs import ExperimentLogs
 from manualbp.training.range_test import RangeTest, find_learning_rate
-from manualbp.training.run import EngineBuilder, Interrupted, Run, Signals, open_experiment, prepare
+from manualbp.training.run import EngineBuilder, Run, Signals, open_experiment, prepare
 from manualbp.training.run_directory import RunDirectory, read_json, write_json
-
-
-def several(words: Sequence[str]) -> list[list[str]]:
-    """Return the command lines of single runs that one with several values stands for.
-
-    `train --lr 0.1 0.2` is `train --lr 0.1` and `train --lr 0.2`; two such options give every pair.
-    """
-    lines: list[list[str]] = [[]]
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        option, _, value = word.partition("=")
-        name = option.removeprefix("--").replace("-", "_")
-        takes_several = words[0] == "train" and name in COMPARABLE
-        more = list(takewhile(_is_value, rest)) if takes_several else []
-        rest = rest[len(more) :]
-        values = [value, *more] if value else more
-        choices = [[option, v] for v in values] if len(values) > 1 else [[word, *more]]
-        lines = [line + choice for line in lines for choice in choices]
-    return lines
-
-
-def _is_value(word: str) -> bool:
-    return not re.match(r"--?[A-Za-z]", word)
-
-
-def is_experiment(configs: Sequence[TrainConfig]) -> bool:
-    """Return whether these settings, one for each run, ask for more than a run."""
-    some = configs[0]
-    return len(configs) > 1 or some.find_lr or bool(some.cross_validate or some.restarts)
 
 
 def experiment(

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.text import Text
 
-from manualbp.errors import CheckFailed
+from manualbp.errors import CheckFailed, Interrupted
 from manualbp.schedules import Schedule
 from manualbp.training.config import TrainConfig
 from manualbp.training.data import Split
@@ -30,7 +30,6 @@ from manualbp.training.logs import ExperimentLogs
 from manualbp.training.loop import EpochReport, NotFinite, Trainer
 from manualbp.training.run import (
     EngineBuilder,
-    Interrupted,
     Signals,
     configure_processor,
     open_experiment,

@@ -7,7 +7,6 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from importlib import import_module
 from math import isfinite
 from pathlib import Path
 from shlex import quote
@@ -17,11 +16,11 @@ from typing import Any
 
 import torch
 
-from manualbp.errors import CheckFailed, UsageError
+from manualbp.errors import CheckFailed, Interrupted, UsageError
 from manualbp.models import build
 from manualbp.parameters import Parameters
 from manualbp.training import checkpoint
-from manualbp.training.config import COMPUTED_IN, DTYPES, TrainConfig
+from manualbp.training.config import COMPUTED_IN, DTYPES, TrainConfig, resolve_device
 from manualbp.training.data import Data, load
 from manualbp.training.diagnosis import first_not_finite
 from manualbp.training.display import Display
@@ -44,18 +43,6 @@ HISTOGRAMS_EVERY = 50
 EngineBuilder = Callable[
     [TrainConfig, TrainingStep, Parameters, Callable[[], torch.Generator]], Engine
 ]
-
-# scikit-learn has no types.
-sklearn_metrics = import_module("sklearn.metrics")
-
-
-class Interrupted(Exception):
-    """SIGINT or SIGTERM came; raised between two updates, where everything fits together."""
-
-    def __init__(self, signal_number: int, message: str) -> None:
-        super().__init__(message)
-        self.signal_number = signal_number
-        self.exit_code = 128 + signal_number
 
 
 class Signals:
@@ -320,13 +307,11 @@ class Run:
         metrics = goal.metrics(y, test.t)
         epoch, stopper = trainer.progress.epoch, trainer.stopper
         if goal.task == "classification":
-            matrix = sklearn_metrics.confusion_matrix(
-                goal.labels(test.t).cpu().numpy(),
-                goal.classes(y).cpu().numpy(),
-                labels=list(range(len(self.data.classes))),
-            )
+            K = len(self.data.classes)
+            cells = K * goal.labels(test.t) + goal.classes(y)  # row: true, column: predicted
+            matrix = torch.bincount(cells, minlength=K * K).view(K, K)
             best_epoch = stopper.best_epoch or epoch
-            self.logs.confusion_matrix(best_epoch, torch.as_tensor(matrix), self.data.classes)
+            self.logs.confusion_matrix(best_epoch, matrix, self.data.classes)
         seconds = trainer.progress.seconds
         score = goal.score_name
         if self.config.fold:
@@ -364,14 +349,6 @@ class Run:
         if self._signals.number is not None:
             command = f"manualbp train --resume {quote(str(self.directory.path))}"
             raise Interrupted(self._signals.number, f"interrupted; go on with: {command}")
-
-
-def resolve_device(name: str) -> torch.device:
-    """Return the device; UsageError if CUDA is asked for and absent."""
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise UsageError("--device cuda: there is no CUDA device here; use --device cpu or auto")
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
 def configure_processor(config: TrainConfig, trainer: Trainer) -> None:

@@ -13,7 +13,6 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBar
 
 from manualbp.checks.bench.measure import Progress, Result, measure_workload
-from manualbp.checks.bench.report import print_results, save_chart
 from manualbp.checks.bench.variants import BUILDERS, COMPILED
 from manualbp.checks.bench.workloads import WORKLOADS, Workload, own_workload
 from manualbp.errors import UsageError, did_you_mean
@@ -24,10 +23,8 @@ from manualbp.training.config import (
     DtypeName,
     OptimizerName,
     TrainConfig,
+    resolve_device,
 )
-from manualbp.training.run import resolve_device
-
-__all__ = ["BenchConfig", "bench", "print_results"]
 
 
 @dataclass(frozen=True)
@@ -125,6 +122,8 @@ def bench(config: BenchConfig) -> list[Result]:
             for workload in workloads
         ]
     if config.save is not None:
+        from manualbp.checks.bench.report import save_chart  # with matplotlib, slow to load
+
         save_chart(config.save, results)
     return results
 

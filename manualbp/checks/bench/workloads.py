@@ -28,7 +28,6 @@ from manualbp.parameters import Parameters
 from manualbp.training.config import TrainConfig
 from manualbp.training.data import Split, batches, load
 from manualbp.training.engine import ManualEngine
-from manualbp.training.run import Run
 from manualbp.training.step import TrainingStep
 
 MOST_BATCHES = 64
@@ -149,6 +148,8 @@ def own_workload(config: TrainConfig) -> Workload:
     config.validate()
     device = torch.device("cpu")
     data = load(config.data, seed=config.seed, dtype=torch.float64, device=device)
+    from manualbp.training.run import Run  # with matplotlib and TensorBoard, slow to load
+
     run = Run.prepare(
         config, data, device, lambda _, step, params, masks: ManualEngine(step, params, masks())
     )
