@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         base = _base_config(words)
-        command, *others = [_parse(line, base) for line in _several(words)]
+        command, *others = [_parse(line, base) for line in several(words)]
         if isinstance(command, CompareConfig):
             return _compare(command)
         if isinstance(command, BenchConfig):
@@ -131,7 +131,7 @@ def _as_json(row: dict[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in row.items()}
 
 
-def _several(words: Sequence[str]) -> list[list[str]]:
+def several(words: Sequence[str]) -> list[list[str]]:
     """Return the command lines of single runs that one with several values stands for.
 
     `train --lr 0.1 0.2` is `train --lr 0.1` and `train --lr 0.2`; two such options give every pair.

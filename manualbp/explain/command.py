@@ -17,7 +17,7 @@ from rich.text import Text
 
 from manualbp.errors import UsageError, did_you_mean
 from manualbp.explain.config import ErrataConfig, ExplainConfig
-from manualbp.explain.network import network_page
+from manualbp.explain.net_page import network_page
 from manualbp.explain.page import Drawing, Page
 from manualbp.explain.registry import Topic, topics
 from manualbp.explain.render import (

@@ -17,11 +17,12 @@ from PIL import Image
 from small_runs import Outcome, assert_same, call, contents, events, scalars
 
 from manualbp.checks.engines import build_engine
+from manualbp.cli import several
 from manualbp.errors import UsageError
 from manualbp.training import checkpoint, range_test
 from manualbp.training.config import DEFAULT_RATES, LEARNING_RATES, TrainConfig
 from manualbp.training.data import Data, load
-from manualbp.training.experiments import Comparison, experiment, several
+from manualbp.training.experiments import Comparison, experiment
 from manualbp.training.logs import RunLogs
 from manualbp.training.range_test import Curve, Growing
 from manualbp.training.run import Run

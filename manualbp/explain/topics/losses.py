@@ -448,6 +448,7 @@ WRITTEN: Mapping[type[AnyLoss], Written] = {
     HalfSquaredError: Written(
         """Half of the squared distance between outputs and targets. The half is there for the sake
         of the gradient, which then is the error signal itself.""",
+        ("R01", "R21"),
         forward=_error_forward,
         expected=lambda walk: plain_error("half-squared-error", walk["x"], _targets(walk)),
         equation="½ Σ_n Σ_k e[n,k]²",

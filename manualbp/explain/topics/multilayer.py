@@ -31,6 +31,7 @@ WIDTH = 64
 @topic(
     "backprop-step-by-step",
     "Backpropagation through a 3-4-3-2-1 net, every factor stored and counted",
+    "R02",
     "R05",
     "R23",
     "R24",

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from manualbp.errors import UsageError
-from manualbp.explain.network import LOSSES, network_page
+from manualbp.explain.net_page import LOSSES, network_page
 from manualbp.explain.page import Given, Line, Page, Paragraph
 from manualbp.explain.worked import example, quantities
 from manualbp.layers import Linear, Tanh

@@ -18,7 +18,7 @@ from torch import Tensor
 from manualbp.checks.differences import central_differences
 from manualbp.errors import UsageError, did_you_mean
 from manualbp.explain import plain
-from manualbp.explain.network_values import Values, read_values
+from manualbp.explain.net_values import Values, read_values
 from manualbp.explain.networks import Network, Stage, float64, values_and_slopes
 from manualbp.explain.page import CLOSE, Page, as_numbers
 from manualbp.explain.plain import PlainLoss
