@@ -31,7 +31,6 @@ from manualbp.explain.render import (
     title_lines,
     verdict,
 )
-from manualbp.training.logs import SummaryWriter, Writer
 
 NARROWEST = 40
 FOR_NAMES = 25
@@ -241,7 +240,7 @@ class Pictures:
 
     directory: Path | None
     saved: list[Path] = field(default_factory=list["Path"])
-    _writer: Writer = None
+    _writer: Any = None  # a SummaryWriter
 
     def save(self, explained: Explained) -> None:
         """Draw the pictures of a page. Raises UsageError where they cannot be written."""
@@ -260,6 +259,8 @@ class Pictures:
         figure = item.draw()
         cast(Any, figure).savefig(path, dpi=PIXELS_PER_INCH)
         if self._writer is None:
+            from manualbp.training.logs import SummaryWriter  # with TensorBoard, slow to load
+
             self._writer = SummaryWriter(str(self.directory))
         self._writer.add_figure(f"{path.parent.name}/{path.stem}", figure)
         self.saved.append(path)

@@ -121,11 +121,14 @@ def topic_title(cls: type[Any]) -> str:
 
 
 def write_equations(page: Page, cls: type[Any]) -> None:
-    """Write the docstring: its first paragraph as it stands, then its sentences."""
-    page.heading("The equations")
-    first, *others = docstring_paragraphs(cls)
-    page.code("\n".join(first))
-    for line in (line for paragraph in others for line in paragraph):
+    """Write the first paragraph of the docstring, each equation on a line."""
+    page.code("\n".join(docstring_paragraphs(cls)[0]).replace(";  ", "\n"))
+
+
+def write_details(page: Page, cls: type[Any]) -> None:
+    """Write the other paragraphs of the docstring."""
+    page.heading("The small print")
+    for line in (line for paragraph in docstring_paragraphs(cls)[1:] for line in paragraph):
         if not line.startswith("Raises "):
             page.say(line)
 

@@ -26,6 +26,7 @@ from manualbp.explain.layer_walk import (
     topic_title,
     walk_through,
     write_code,
+    write_details,
     write_equations,
     write_given,
     write_gradients,
@@ -135,6 +136,7 @@ def write_layer(page: Page, cls: type[AnyLayer]) -> None:
     written.backward(page, walk)
     write_gradients(page, walk, written.equations)
     written.more(page, walk)
+    write_details(page, cls)
     write_code(page, cls)
     page.say(f"Beside autograd: manualbp compare --layer {cls.__name__}")
 

@@ -26,6 +26,7 @@ from manualbp.explain.layer_walk import (
     topic_title,
     walk_through_loss,
     write_code,
+    write_details,
     write_equations,
     write_gradient,
     write_output,
@@ -104,6 +105,7 @@ def write_loss(page: Page, cls: type[AnyLoss]) -> None:
     written.backward(page, walk)
     write_gradient(page, walk, "dx", f"d{written.y}", written.gradient)
     written.more(page, walk)
+    write_details(page, cls)
     write_code(page, cls)
     page.say(f"Beside autograd: manualbp compare --layer {cls.__name__}")
 
