@@ -26,6 +26,7 @@ import torch
 from manualbp.checks.compare import CompareConfig
 from manualbp.checks.tolerances import TOLERANCES
 from manualbp.cli import main
+from manualbp.explain.config import ExplainConfig
 from manualbp.training.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
@@ -38,6 +39,9 @@ BLOCK = re.compile(
 
 VARIES = {
     r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d": "DATE",
+    # The last columns of an experiment: epochs and updates, then seconds.
+    r"(?m)(?<=\.\d{4})( +[\d,]+){1,3} +[\d.]+$": " COUNTS",
+    r"(?<=Learning rate  )[\d.e-]+|(?<=loss    at )[\d.]+|(?<=Diverges       at )[\d.]+": "RATE",
     r"\b[\d.]+ s\b": "SECONDS",
     r"[\d,]+ updates\b": "UPDATES",
     r"(?<=epoch )\d+|(?<=patience exhausted after )\d+": "EPOCHS",
@@ -225,6 +229,8 @@ def figures(text: str) -> list[float]:
         ("dx  4×5  2.1e-16  agree", "dx  4×5  2.1e-16  differ"),
         ("...\nlast", "first\nlast but one"),
         ("54 passed, 52 skipped in 9.30s", "1 failed, 53 passed, 52 skipped in 9.30s"),
+        ("0.1  0.0279  0.9545  57  77  308  0.2", "0.1  0.0279  0.8545  57  77  308  0.2"),
+        ("0.1  0.0279  0.9545  57  77  308  0.2", "0.2  0.0279  0.9545  57  77  308  0.2"),
         ("something", ""),
     ],
 )
@@ -343,7 +349,7 @@ def section_text(title: str) -> str:
 
 def test_every_option_exists():
     options = set(re.findall(r"--([a-z][a-z-]+)", README))
-    configs = (TrainConfig, CompareConfig)
+    configs = (TrainConfig, CompareConfig, ExplainConfig)
     ours = {name.replace("_", "-") for c in configs for name in c.__dataclass_fields__}
     assert "engine" in options
     assert options <= ours | {"help", "logdir", "tb"}  # and those of tensorboard and pytest
