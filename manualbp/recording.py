@@ -16,9 +16,10 @@ What the list on the CPU leaves out:
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, cast
 
 import torch
@@ -94,7 +95,7 @@ def record(step: Step, arguments: Sequence[Tensor]) -> Recording:
     # Outside of inference mode composite operations reach the tape as what they are made of.
     with torch.inference_mode(False), torch.no_grad():
         own = [argument.clone() for argument in arguments]
-        with tape:
+        with _on_capture_stream(), tape:
             result = step(*own)
         tape.undo()
     if result.is_cuda:
@@ -178,6 +179,7 @@ class Tape(TorchDispatchMode):
             tensor.copy_(content)
         for generator, state in reversed(self._states):
             generator.set_state(state)
+        self._before, self._states = [], []
 
 
 # What makes a tensor from shape, dtype and numbers alone; the value is what its memory is filled
@@ -445,22 +447,56 @@ def _with_tensors_for_numbers(name: str, args: Sequence[Any], like: Tensor) -> S
 
 
 def _record_graph(step: Step, arguments: list[Tensor], tape: Tape) -> Recording:
-    """Capture the step as a CUDA graph; the run that filled the tape was its warm-up."""
-    torch.cuda.synchronize()
+    """Capture the step as a CUDA graph; the run that filled the tape was its warm-up.
+
+    The graph has memory of its own, from which it takes all intermediate results.
+    """
+    for call in tape.calls:
+        if not all(tensor.is_cuda for tensor in [*call.inputs, *call.outputs]):
+            raise ValueError(
+                f"a step on CUDA with a tensor of the CPU (in {_name(call.op)}) cannot be "
+                "recorded: a replay would go on with its numbers; make it on the device"
+            )
+    calls = len(tape.calls)
+    tape.calls.clear()  # and with them the results of the warm-up
     graph = torch.cuda.CUDAGraph()
     for generator in tape.generators:
         cast(Any, graph).register_generator_state(generator)
-    before = torch.cuda.memory_allocated()
-    with torch.cuda.graph(graph):
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()  # so that all memory reserved below is the graph's
+    before = torch.cuda.memory_reserved()
+    with torch.cuda.graph(graph, stream=_capture_stream(torch.cuda.current_device())):
         result = step(*arguments)
-    kept = torch.cuda.memory_allocated() - before
+    memory = torch.cuda.memory_reserved() - before
 
     def replay(values: Sequence[Tensor]) -> None:
         for own, value in zip(arguments, values, strict=True):
             own.copy_(value)
         graph.replay()
 
-    return Recording(result, replay, len(tape.calls), kept)
+    return Recording(result, replay, calls, memory)
+
+
+@contextmanager
+def _on_capture_stream() -> Generator[None]:
+    """Work on the stream on which CUDA graphs are captured; where CUDA is not in use, do nothing.
+
+    A library such as cuBLAS sets itself up at its first call on a stream, which it must not do
+    within a capture.
+    """
+    if not torch.cuda.is_initialized():
+        yield
+        return
+    here, there = torch.cuda.current_stream(), _capture_stream(torch.cuda.current_device())
+    there.wait_stream(here)
+    with torch.cuda.stream(there):
+        yield
+    here.wait_stream(there)
+
+
+@cache
+def _capture_stream(device: int) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 # The three things that torch keeps private and a recording cannot do without.

@@ -1,5 +1,6 @@
 """One update: what it computes, what it is made of, and that it never waits for a device."""
 
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -8,16 +9,24 @@ import torch
 from small_runs import a_run
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from manualbp.checks.audit import Recorder
-from manualbp.layers import Linear, Mode, ReLU, Sequential
+from manualbp.layers import AnyLayer, Linear, Mode, ReLU, Sequential
 from manualbp.losses import (
+    AnyLoss,
+    BCEWithLogitsLoss,
     CrossEntropyLoss,
+    HalfSquaredError,
     MSELoss,
     Penalty,
 )
+from manualbp.models import build
 from manualbp.optimizers import SGD
 from manualbp.parameters import Parameters
+from manualbp.training.config import TrainConfig
+from manualbp.training.engine import ManualEngine
 from manualbp.training.step import TrainingStep
 
 MODEL = Sequential(Linear(5, 4), ReLU(), Linear(4, 3))
@@ -145,6 +154,86 @@ def places(recorder: Recorder) -> set[str]:
 @EACH_STEP
 def test_an_update_stays_on_the_gpu_and_never_waits_for_it(settings: dict[str, Any]) -> None:
     assert places(recorded_run(settings, "cuda")) == {"cuda"}
+
+
+class Made(TorchDispatchMode):
+    """Keeps a weak reference to every tensor that an operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: list[weakref.ref[Tensor]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.tensors += [weakref.ref(t) for t in tree_leaves(out) if isinstance(t, Tensor)]
+        return out
+
+
+MODELS: dict[str, AnyLayer] = {
+    name: build(name, 4, 3, hidden=(4, 4), dropout=0.5)
+    for name in ("mlp", "logistic", "maxout", "residual")
+}
+LOSSES = [CrossEntropyLoss(None, None), BCEWithLogitsLoss(), MSELoss(), HalfSquaredError()]
+RULE = {rule: TrainConfig(optimizer=rule).build_optimizer() for rule in RULES}
+
+
+def kept_by_a_step(
+    rule: str, model: str, loss: AnyLoss, patch: pytest.MonkeyPatch, *, mixed: bool = False
+) -> int:
+    """Return how many tensors that a step of the engine made on a GPU outlive it, beside results.
+
+    FakeTensorMode raises an error where a number is asked for.
+    """
+    # Tensor.copy_ asks for a device that is there; the operation itself does not.
+    patch.setattr(Tensor, "copy_", lambda self, other: torch.ops.aten.copy_(self, other))
+    net = MODELS[model]
+    with FakeTensorMode():
+        flat = Parameters.zeros(net.shapes(), device="cuda").flat
+        params = Parameters(net.shapes(), flat, rounded_to=torch.bfloat16 if mixed else None)
+        step = TrainingStep(net, loss, RULE[rule], Penalty(0.1), clip_norm=1.0)
+        engine = ManualEngine(step, params, torch.Generator(), recorded=False)
+        engine.mode = Mode(training=True)  # there is no generator on a device that is not there
+        x = torch.ones(7, 4, device="cuda")
+        if isinstance(loss, CrossEntropyLoss):
+            target = torch.zeros(7, dtype=torch.long, device="cuda")
+        else:
+            target = torch.ones(7, 3, device="cuda")
+        engine.plan([0.1])
+        with Recorder() as recorder, Made() as made:
+            y = engine.step(x, target)
+    assert places(recorder) == {"cuda"}
+    assert len(made.tensors) > 30
+    results = [y, x, target, params.flat, params.working, engine.grads.flat, engine._coefficients]
+    own = {t.untyped_storage()._cdata for t in [*results, *engine.state.values()]}
+    alive = [tensor for made_one in made.tensors if (tensor := made_one()) is not None]
+    return sum(tensor.untyped_storage()._cdata not in own for tensor in alive)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("rule", RULES)
+def test_the_step_of_the_engine_leaves_nothing_on_the_gpu_but_its_results(
+    rule: str, model: str, loss: AnyLoss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert kept_by_a_step(rule, model, loss, monkeypatch) == 0
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_nor_does_a_step_of_mixed_precision(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kept_by_a_step("look-ahead", model, LOSSES[0], monkeypatch, mixed=True) == 0
+
+
+def test_a_tensor_that_a_layer_keeps_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Any] = []
+    right = ReLU.forward
+
+    def forward(self: ReLU, params: Any, x: Tensor, *, mode: Mode) -> Any:
+        y, saved = right(self, params, x, mode=mode)
+        kept.append(saved)
+        return y, saved
+
+    monkeypatch.setattr(ReLU, "forward", forward)
+    assert kept_by_a_step("sgd", "mlp", LOSSES[0], monkeypatch) == 2
 
 
 @EACH_STEP
