@@ -27,6 +27,7 @@ from rich.console import Console
 from manualbp.checks.bench import BenchConfig, bench
 from manualbp.checks.compare import CompareConfig, compare, print_rows
 from manualbp.checks.engines import build_engine
+from manualbp.checks.locate import LocateConfig, locate, print_location
 from manualbp.errors import CheckFailed, Interrupted, UsageError
 from manualbp.explain.config import ErrataConfig, ExplainConfig
 from manualbp.training.config import (
@@ -41,7 +42,9 @@ from manualbp.training.run_directory import read_json
 
 DESCRIPTION = "Deep learning with every backward pass written by hand, proved against autograd."
 
-Command: TypeAlias = TrainConfig | CompareConfig | BenchConfig | ExplainConfig | ErrataConfig
+Command: TypeAlias = (
+    TrainConfig | CompareConfig | LocateConfig | BenchConfig | ExplainConfig | ErrataConfig
+)
 
 
 def run() -> None:
@@ -57,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command, *others = [_parse(line, base) for line in several(words)]
         if isinstance(command, CompareConfig):
             return _compare(command)
+        if isinstance(command, LocateConfig):
+            return _locate(command)
         if isinstance(command, BenchConfig):
             return _bench(command)
         if isinstance(command, (ExplainConfig, ErrataConfig)):
@@ -107,6 +112,15 @@ def _compare(config: CompareConfig) -> int:
     else:
         print_rows(Console(), rows)
     return 0 if all(row.verdict == "agree" for row in rows) else 1
+
+
+def _locate(config: LocateConfig) -> int:
+    found = locate(config)
+    if config.json:
+        print(json.dumps(found.as_json(), indent=2, allow_nan=False))
+    else:
+        print_location(Console(), found)
+    return 1 if found.wrong else 0
 
 
 def _bench(config: BenchConfig) -> int:
@@ -190,6 +204,7 @@ def _parse(words: list[str], base: TrainConfig) -> Command:
     commands: Any = (
         Annotated[TrainConfig, tyro.conf.subcommand("train", default=base)]
         | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
+        | Annotated[LocateConfig, tyro.conf.subcommand("locate")]
         | Annotated[BenchConfig, tyro.conf.subcommand("bench")]
         | Annotated[ExplainConfig, tyro.conf.subcommand("explain")]
         | Annotated[ErrataConfig, tyro.conf.subcommand("errata")]

@@ -158,10 +158,11 @@ def test_debug_shows_the_traceback(here: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("", "Expected one of {train, compare, bench, explain, errata}."),
+        ("", "Expected one of {train, compare, locate, bench, explain, errata}."),
         (
             "trian",
-            "Unrecognized options: trian; Available subcommands: train, compare, bench, explain, errata",
+            "Unrecognized options: trian; "
+            "Available subcommands: train, compare, locate, bench, explain, errata",
         ),
         ("--data iris", "Unrecognized or misplaced options: --data .*; Perhaps you meant: --data"),
         ("train iris", "Unrecognized options: iris"),

@@ -105,7 +105,7 @@ def compare_own_model(
     The rows have the names that the parameters have in the model. Raises UsageError where it cannot
     be written by hand, or does not take the data.
     """
-    module = load_model(where)
+    module = load_model(where, seed)
     try:
         conversion = convert(module)
     except UsageError as error:

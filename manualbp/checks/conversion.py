@@ -80,16 +80,20 @@ def reference_of(module: nn.Module, conversion: Conversion) -> nn.Module:
     """
     copy = deepcopy(module).requires_grad_()
     for path, layer in conversion.leaves.items():
-        equal = twin(layer)
-        if hasattr(equal, "generator"):
+        if draws(layer):
             if not path:
-                return equal
+                return twin(layer)
             owner, _, name = path.rpartition(".")
-            copy.get_submodule(owner).add_module(name, equal)
+            copy.get_submodule(owner).add_module(name, twin(layer))
     for part in copy.modules():
         if hasattr(part, "inplace"):
             cast(Any, part).inplace = False  # a leaf of autograd's graph may not be overwritten
     return copy
+
+
+def draws(layer: AnyLayer) -> bool:
+    """Return whether a layer draws random numbers: then its twin takes a generator."""
+    return hasattr(twin(layer), "generator")
 
 
 @dataclass
@@ -105,7 +109,7 @@ class _Search:
 
         Where there is none, a fault is noted and what is returned stands for nothing.
         """
-        if _is_sequence(module):
+        if is_sequence(module):
             return Sequential(
                 *(
                     self.layer(child, f"{path}{name}.", f"{own_path}{l}.")
@@ -152,7 +156,7 @@ class _Search:
         return Sequential()
 
 
-def _is_sequence(module: nn.Module) -> bool:
+def is_sequence(module: nn.Module) -> bool:
     """Return whether it is a nn.Sequential, and does what one does."""
     forward = cast(Any, type(module)).forward
     return isinstance(module, nn.Sequential) and forward is cast(Any, nn.Sequential).forward

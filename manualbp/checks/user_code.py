@@ -13,13 +13,14 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from traceback import extract_tb
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from manualbp.checks.adapter import HandWritten
 from manualbp.errors import UsageError, did_you_mean
-from manualbp.layers import AnyLayer, Residual, Sequential
+from manualbp.layers import AnyLayer, Layer, Residual, Sequential
 from manualbp.training.data import load
 
 ROWS = 64
@@ -42,22 +43,35 @@ def load_object(where: str) -> Any:
     return getattr(module, name)
 
 
-def load_model(where: str) -> nn.Module:
+def load_model(where: str, seed: int) -> nn.Module:
     """Return the torch.nn model that `where` names, or that the function there returns.
 
-    Raises UsageError, as `load_object` does, and where it is no model.
+    torch's random numbers, for its weights, start from `seed`. Raises UsageError, as `load_object`
+    does, and where it is no torch model.
     """
+    model = load_network(where, seed)
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"{where} is a {type(model).__name__} of manualbp, which has its twin; "
+            "expected a torch.nn.Module or a function of one"
+        )
+    return model
+
+
+def load_network(where: str, seed: int) -> nn.Module | AnyLayer:
+    """Return the torch.nn model or layer of manualbp that `where` names, or a function there."""
+    cast(Any, torch).manual_seed(seed)
     found = load_object(where)
     if callable(found) and not isinstance(found, nn.Module):
         with execution(f"{where}()"):
             found = found()
-    if not isinstance(found, nn.Module):
+    if not isinstance(found, (nn.Module, Layer)):
         kind = type(found).__name__
         raise UsageError(f"{where} is a {kind}; expected a torch.nn.Module or a function of one")
-    return found
+    return cast("nn.Module | AnyLayer", found)
 
 
-def rows_for(layer: AnyLayer, data: str | None, seed: int) -> Tensor:
+def rows_for(model: AnyLayer | nn.Module, data: str | None, seed: int) -> Tensor:
     """Return rows (N, I) in float64 for a model: the first of the data set, or random ones.
 
     Random ones have as many numbers as the model's first layer with `in_features` takes.
@@ -66,17 +80,25 @@ def rows_for(layer: AnyLayer, data: str | None, seed: int) -> Tensor:
         split = load(data, seed=seed, dtype=torch.float64, device=torch.device("cpu")).train
         return split.x[:ROWS]
     generator = torch.Generator().manual_seed(seed)
-    width = _in_features(layer) or 8
+    width = _in_features(model) or 8
     return torch.randn(ROWS, width, generator=generator, dtype=torch.float64)
 
 
-def _in_features(layer: AnyLayer) -> int | None:
+def _in_features(model: AnyLayer | nn.Module) -> int | None:
     """Return how many inputs the first layer takes that says so."""
-    if isinstance(layer, Sequential):
-        return next(filter(None, map(_in_features, layer.layers)), None)
-    if isinstance(layer, Residual):
-        return _in_features(layer.inner)
-    return getattr(layer, "in_features", None)
+    if isinstance(model, HandWritten):
+        return _in_features(model.layer)
+    own = getattr(model, "in_features", None)
+    if isinstance(own, int):
+        return own
+    inside: list[Any] = []
+    if isinstance(model, nn.Module):
+        inside = [*model.children()]
+    elif isinstance(model, Sequential):
+        inside = [*model.layers]
+    elif isinstance(model, Residual):
+        inside = [model.inner]
+    return next(filter(None, map(_in_features, inside)), None)
 
 
 @contextmanager
