@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from manualbp.explain.networks import Network
-from manualbp.layers import EVALUATION
 from manualbp.losses import AnyLoss, Penalty
 from manualbp.models import build
 from manualbp.optimizers import SGD
@@ -41,14 +39,6 @@ def rows(params: Parameters) -> Tensor:
 def features(x: Tensor) -> Tensor:
     """Return Φ (N, M), whose row n is φ_n = (1, x_n)."""
     return torch.cat([x.new_ones(len(x), 1), x], 1)
-
-
-def gradient(net: Network, x: Tensor, t: Tensor) -> Parameters:
-    """Return ∂E/∂w over all examples, from the hand-written passes."""
-    grads = net.params.zeros_like()
-    step = TrainingStep(net.model, net.loss, SGD())
-    step.add_gradients(net.params, grads, x, t, EVALUATION)
-    return grads
 
 
 def descent(
@@ -84,8 +74,3 @@ def descend(
 ) -> Network:
     """Return the network after this many updates of `descent`."""
     return next(islice(descent(net, x, t, eta=eta, frozen=frozen), updates, None))
-
-
-def numbers(tensor: Tensor) -> list[Any]:
-    """Return nested lists of Python numbers."""
-    return cast(Any, tensor).tolist()

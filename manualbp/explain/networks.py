@@ -33,6 +33,11 @@ def flat(values: Tensor) -> list[float]:
     return cast("list[float]", cast(Any, values).reshape(-1).tolist())
 
 
+def nested(values: Tensor) -> Any:
+    """Return the numbers of a tensor in lists of its shape."""
+    return cast(Any, values).tolist()
+
+
 @dataclass(frozen=True)
 class Stage:
     """A layer in the middle of a network: what passed it on the way forward and backward."""
@@ -76,12 +81,16 @@ class Network:
         """Return ∂E/∂y, where the backward pass begins."""
         return self.loss.backward(self.loss.forward(self.predict(x), target)[1])
 
-    def gradients(self, x: Tensor, target: Tensor) -> list[Tensor]:
-        """Return ∂E/∂W_1, ..., ∂E/∂W_L in the shapes of the matrices, summed over the examples."""
+    def gradient(self, x: Tensor, target: Tensor) -> Parameters:
+        """Return ∂E/∂w for all weights and biases, over all examples."""
         grads = self.params.zeros_like()
         step = TrainingStep(self.model, self.loss, SGD())
         step.add_gradients(self.params, grads, x, target, EVALUATION)
-        return transposed(grads)
+        return grads
+
+    def gradients(self, x: Tensor, target: Tensor) -> list[Tensor]:
+        """Return ∂E/∂W_1, ..., ∂E/∂W_L in the shapes of the matrices."""
+        return transposed(self.gradient(x, target))
 
     def pull_back(self, x: Tensor, dy: Tensor) -> list[Tensor]:
         """Return Σ_n Σ_k dy[n,k] ∂y[n,k]/∂W_l for all l; dy = 1 gives the gradients of one output.

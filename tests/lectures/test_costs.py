@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from manualbp.checks.differences import central_differences
-from manualbp.explain.fitting import descent, gradient
+from manualbp.explain.fitting import descent
 from manualbp.explain.networks import float64
 from manualbp.explain.page import close
 from manualbp.explain.registry import topics
@@ -74,7 +74,7 @@ def test_pass_with_a_penalty(lecture):
 def test_the_penalty_has_no_part_in_any_delta_nor_in_the_biases_and_stands_once_in_a_step():
     net, penalty, x, t = costs.penalised_network()
     x, t = x.repeat(4, 1), t.repeat(4, 1)
-    data, start = gradient(net, x, t).named(), net.params.state_dict()
+    data, start = net.gradient(x, t).named(), net.params.state_dict()
     way = descent(net, x, t, eta=1.0, penalty=penalty)
     assert next(way) is next(way)  # an update later
     for name, w in start.items():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from manualbp.explain.fitting import descend, features, gradient, rows
+from manualbp.explain.fitting import descend, features, rows
 from manualbp.explain.registry import topics
 from manualbp.explain.topics import features as mlp
 from manualbp.explain.topics.least_squares import least_squares
@@ -14,10 +14,10 @@ def test_the_output_layers_gradient_is_that_of_logistic_regression_on_the_featur
     x, t = mlp.xor()
     net = mlp.xor_network()
     phi = mlp.learned_features(net, x)
-    found = mlp.output_rows(gradient(net, x, t))
+    found = mlp.output_rows(net.gradient(x, t))
     error = net.predict(x).sigmoid() - t
     torch.testing.assert_close(found, error.T @ features(phi), rtol=1e-14, atol=1e-15)
-    alone = rows(gradient(mlp.output_alone(net), phi, t))
+    alone = rows(mlp.output_alone(net).gradient(phi, t))
     torch.testing.assert_close(found, alone, rtol=1e-15, atol=0)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from manualbp.errors import UsageError
-from manualbp.explain.fitting import descend, features, gradient, linear_model, rows
+from manualbp.explain.fitting import descend, features, linear_model, rows
 from manualbp.explain.registry import topics
 from manualbp.explain.topics import least_squares as ls
 
@@ -27,7 +27,7 @@ def test_far_points_move_least_squares_and_not_logistic_regression(lecture):
 def test_least_squares_is_where_the_squared_errors_gradient_is_zero(outliers):
     x, t = ls.overlapping(outliers)
     net = ls.least_squares(x, t)
-    assert gradient(net, x, t).flat.abs().max() < 1e-12
+    assert net.gradient(x, t).flat.abs().max() < 1e-12
     normal = features(x).T @ features(x) @ rows(net.params).T
     torch.testing.assert_close(normal, features(x).T @ t, rtol=1e-13, atol=0)
 

@@ -8,7 +8,7 @@ import torch
 
 from manualbp.checks.differences import central_differences
 from manualbp.errors import UsageError
-from manualbp.explain.fitting import descend, descent, features, gradient, linear_model, rows
+from manualbp.explain.fitting import descend, descent, features, linear_model, rows
 from manualbp.explain.networks import float64
 from manualbp.explain.registry import topics
 from manualbp.explain.topics import logistic_regression as lr
@@ -20,15 +20,15 @@ def test_error_and_gradient_of_two_classes(lecture):
     x, t = lr.two_classes()
     start = lr.logistic(0, 0)
     lecture.expect("D.logreg.E0", start.error(x, t))
-    lecture.expect("D.logreg.grad0", rows(gradient(start, x, t)).flatten())
-    lecture.expect("D.logreg.grad1", rows(gradient(lr.logistic(0.3, -0.2), x, t)).flatten())
+    lecture.expect("D.logreg.grad0", rows(start.gradient(x, t)).flatten())
+    lecture.expect("D.logreg.grad1", rows(lr.logistic(0.3, -0.2).gradient(x, t)).flatten())
 
 
 def test_the_gradient_is_features_times_error_and_the_slope_of_the_surface():
     x, t = lr.two_classes()
     w = float64([[0.3, -0.2]])
     net = linear_model(w, lr.TWO_CLASSES)
-    found = rows(gradient(net, x, t))
+    found = rows(net.gradient(x, t))
     product = features(x).T @ (net.predict(x).sigmoid() - t)
     torch.testing.assert_close(found, product.T, rtol=1e-14, atol=1e-15)
     slope = central_differences(
@@ -43,7 +43,7 @@ def test_the_maximum_likelihood_is_where_the_gradient_is_zero(lecture):
     best = lr.maximum_likelihood(x, t)
     w = rows(best.params)
     lecture.expect("D.logreg.ml", [w.flatten(), best.error(x, t)])
-    assert gradient(best, x, t).flat.abs().max() < 1e-13
+    assert best.gradient(x, t).flat.abs().max() < 1e-13
     for start in ((0, 0), (-2, 3), (5, -5)):  # convex: every start leads there
         net = descend(lr.logistic(*start), x, t, eta=0.1, updates=5000)
         torch.testing.assert_close(rows(net.params), w, rtol=1e-10, atol=0)
@@ -81,7 +81,7 @@ def test_three_classes(lecture):
     x, t = lr.three_classes()
     net = linear_model(torch.zeros(3, 3, dtype=torch.float64), lr.K_CLASSES)
     lecture.expect("D.logregK.E0", net.error(x, t))
-    found = rows(gradient(net, x, t))
+    found = rows(net.gradient(x, t))
     lecture.expect("D.logregK.grad0", found)
     assert found.sum(0).abs().max() < 1e-14
     descend(net, x, t, eta=setting("LOGREGK")["eta"], updates=100)
@@ -97,8 +97,8 @@ def test_two_classes_of_k_are_two_classes():
     two = linear_model(float64([[0.0, 0.0], [0.3, -0.2]]), lr.K_CLASSES)
     classes = t.squeeze(1).long()
     assert two.error(x, classes) == pytest.approx(one.error(x, t), rel=1e-14)
-    both = rows(gradient(two, x, classes))
-    torch.testing.assert_close(both[1:], rows(gradient(one, x, t)), rtol=1e-13, atol=0)
+    both = rows(two.gradient(x, classes))
+    torch.testing.assert_close(both[1:], rows(one.gradient(x, t)), rtol=1e-13, atol=0)
     torch.testing.assert_close(both[0], -both[1], rtol=1e-13, atol=0)
 
 

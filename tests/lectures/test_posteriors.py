@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from manualbp.explain.fitting import gradient, rows
+from manualbp.explain.fitting import rows
 from manualbp.explain.networks import float64
 from manualbp.explain.registry import topics
 from manualbp.explain.topics import posteriors
@@ -22,7 +22,7 @@ def test_other_counts_too():
     table = float64([[5, 1], [3, 3], [2, 6], [1, 4]])
     net, y = posteriors.learned(table)
     torch.testing.assert_close(y, table / table.sum(1, keepdim=True), rtol=1e-10, atol=0)
-    assert gradient(net, *posteriors.examples(table)).flat.abs().max() < 1e-10
+    assert net.gradient(*posteriors.examples(table)).flat.abs().max() < 1e-10
 
 
 def test_examples_are_one_for_each_count():

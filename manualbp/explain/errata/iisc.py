@@ -9,7 +9,7 @@ from torch import Tensor
 
 from manualbp.explain.errata.entry import erratum, wording
 from manualbp.explain.examples import xor_descent
-from manualbp.explain.fitting import descend, gradient, rows
+from manualbp.explain.fitting import descend, rows
 from manualbp.explain.networks import flat, float64, values_and_slopes
 from manualbp.explain.page import Page
 from manualbp.explain.topics.costs import (
@@ -41,7 +41,7 @@ def _(page: Page) -> None:
     page.line(
         "∇E at w = 0",
         "Σ_n (y_n - t_n) φ_n",
-        rows(gradient(logistic(0, 0), x, t))[0],
+        rows(logistic(0, 0).gradient(x, t))[0],
         figure="D.logreg.grad0",
     )
     best = maximum_likelihood(x, t)
@@ -56,12 +56,12 @@ def _(page: Page) -> None:
     page.line(
         "∇E there",
         "Σ_n (y_n - t_n) φ_n",
-        rows(gradient(best, x, t))[0],
+        rows(best.gradient(x, t))[0],
         equals=[0, 0],
         because="it is the minimum of E",
         absolute=1e-12,
     )
-    with_signs = rows(gradient(best, x, 2 * t - 1))[0]
+    with_signs = rows(best.gradient(x, 2 * t - 1))[0]
     page.claim(
         "With targets -1 and +1 in this formula it is not 0 there.",
         bool(with_signs.abs().max() > 1),
@@ -123,7 +123,7 @@ def _(page: Page) -> None:
     page.line(
         "δ²", "∂E/∂a²", found.delta2, equals=figure("D.net").value[3], because="the figure D.net"
     )
-    ours = gradient(net, x, t).named()["2.weight"]
+    ours = net.gradient(x, t).named()["2.weight"]
     page.line(
         "∂E/∂w²_ji", "δ²_j z_i", ours, equals=found.delta2.outer(found.z), because="the product"
     )

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure as Picture
 from torch import Tensor
 
 from manualbp.checks.differences import central_differences
-from manualbp.explain.fitting import descent, gradient, numbers
-from manualbp.explain.networks import Network, float64, jacobian, values_and_slopes
+from manualbp.explain.fitting import descent
+from manualbp.explain.networks import Network, float64, jacobian, nested, values_and_slopes
 from manualbp.explain.page import CLOSE, Page, close
 from manualbp.explain.registry import topic
 from manualbp.layers import Linear, Sequential, Sigmoid, Softmax, Tanh
@@ -104,7 +104,7 @@ def penalised_pass() -> PenalisedPass:
     net, penalty, x, t = penalised_network()
     hidden, squash, output = net.stages(x, net.output_error(x, t))
     y = Softmax().forward(Parameters.zeros({}).views, output.y)[0]
-    grads = gradient(net, x, t)
+    grads = net.gradient(x, t)
     penalty.backward(net.params, grads)
     return PenalisedPass(
         z=squash.y[0],
@@ -237,7 +237,7 @@ def _cross_entropy(page: Page) -> None:
     page.claim(
         """An output of 0 costs nothing where the target is 0: 0 ln 0 counts as 0, as the limit
         of y ln y does, and not as NaN.""",
-        E_of_zero == 0 and numbers(dy) == [0, -1],
+        E_of_zero == 0 and nested(dy) == [0, -1],
         "y = t = (0, 1): E = 0, slope (0, -1)",
     )
 
@@ -290,8 +290,8 @@ def _softmax(page: Page) -> None:
     page.claim(
         """The lecture's δ_k = g'(a_k) ∂E/∂y_k holds for units that do not know of each other.
         For a softmax it keeps the diagonal of the matrix only, and is wrong.""",
-        close(numbers(steps.elementwise), data[1], CLOSE)
-        and not close(numbers(steps.elementwise), data[0], 1e-3),
+        close(nested(steps.elementwise), data[1], CLOSE)
+        and not close(nested(steps.elementwise), data[0], 1e-3),
         "it gives (" + ", ".join(f"{d:.6f}" for d in steps.elementwise + 0.0) + ")",
     )
     t = float64([0.0, 1.0, 1.0])
@@ -319,11 +319,11 @@ def _softmax(page: Page) -> None:
         """Where an output is too small for a number, -t/y is infinite and the two steps end in
         NaN; the logits still tell E and y - t.""",
         E == 1000
-        and numbers(delta) == [1, -1]
+        and nested(delta) == [1, -1]
         and E_of_y == inf
         and bool(two_steps.delta.isnan().any()),
         f"a = (1000, 0), t = (0, 1): E = {E_of_y} and {E:g}, "
-        f"δ = {numbers(two_steps.delta)} and {numbers(delta)}",
+        f"δ = {nested(two_steps.delta)} and {nested(delta)}",
     )
 
 

@@ -9,8 +9,8 @@ import torch
 from matplotlib.figure import Figure as Picture
 from torch import Tensor
 
-from manualbp.explain.fitting import descend, descent, gradient, linear_model, numbers, rows
-from manualbp.explain.networks import Network, float64
+from manualbp.explain.fitting import descend, descent, linear_model, rows
+from manualbp.explain.networks import Network, float64, nested
 from manualbp.explain.page import Page
 from manualbp.explain.registry import topic
 from manualbp.explain.topics.least_squares import least_squares
@@ -109,12 +109,12 @@ def _at_the_start(page: Page) -> None:
     phi = learned_features(net, x)
     page.heading("The output layer is logistic regression")
     page.say("XOR, with two tanh units and a logistic output, before any training.")
-    page.table(("x_1", "x_2", "t", "φ_1", "φ_2"), numbers(torch.cat([x, t, phi], 1)), "Features")
+    page.table(("x_1", "x_2", "t", "φ_1", "φ_2"), nested(torch.cat([x, t, phi], 1)), "Features")
     page.line(
         "∂E/∂w²_j, j = 0, 1, 2",
         "Σ_n (y_n - t_n) φ_nj,  with φ_n0 = 1 for b²",
-        output_rows(gradient(net, x, t)),
-        equals=rows(gradient(output_alone(net), phi, t)),
+        output_rows(net.gradient(x, t)),
+        equals=rows(output_alone(net).gradient(phi, t)),
         because="logistic regression whose inputs are the φ of the table",
     )
 
@@ -160,7 +160,7 @@ def _all_four(page: Page) -> None:
         do."""
     )
     page.table(
-        ("x_1", "x_2", "t", "φ_1", "φ_2", "y"), numbers(torch.cat([x, t, phi, y], 1)), "Features"
+        ("x_1", "x_2", "t", "φ_1", "φ_2", "y"), nested(torch.cat([x, t, phi, y], 1)), "Features"
     )
     page.line(
         "y_n",
@@ -200,7 +200,7 @@ def _regression(page: Page) -> None:
         equals=least_squares(phi, t).error(phi, t),
         because="least squares on φ",
     )
-    grads = gradient(net, x, t)
+    grads = net.gradient(x, t)
     of_output = float(output_rows(grads).abs().max())
     of_features = float(grads.named()["0.weight"].abs().max())
     page.claim(

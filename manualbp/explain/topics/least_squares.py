@@ -16,8 +16,8 @@ from matplotlib.figure import Figure as Picture
 from torch import Tensor
 
 from manualbp.errors import UsageError
-from manualbp.explain.fitting import descent, features, linear_model, numbers, rows
-from manualbp.explain.networks import Network, float64
+from manualbp.explain.fitting import descent, features, linear_model, rows
+from manualbp.explain.networks import Network, float64, nested
 from manualbp.explain.page import CLOSE, Page
 from manualbp.explain.registry import topic
 from manualbp.explain.topics.logistic_regression import K_CLASSES, maximum_likelihood, right
@@ -51,7 +51,7 @@ class Boundary:
     @property
     def weights(self) -> tuple[float, float]:
         """Return w_0, w_1 of the output w_0 + w_1 x."""
-        w0, w1 = numbers(rows(self.net.params).flatten())
+        w0, w1 = nested(rows(self.net.params).flatten())
         return w0, w1
 
     @property
@@ -137,8 +137,8 @@ def _outliers(page: Page) -> None:
     page.table(
         ("", "w_0", "w_1", "right side"),
         [
-            ("equation 0", *numbers((phi.T @ phi)[0]), float((phi.T @ t)[0])),
-            ("equation 1", *numbers((phi.T @ phi)[1]), float((phi.T @ t)[1])),
+            ("equation 0", *nested((phi.T @ phi)[0]), float((phi.T @ t)[0])),
+            ("equation 1", *nested((phi.T @ phi)[1]), float((phi.T @ t)[1])),
         ],
         "ΦᵀΦ w = Φᵀt without the far points",
     )
@@ -186,7 +186,7 @@ def _outliers(page: Page) -> None:
     columns = (x, ls.net.predict(x) - t, logistic.net.predict(x).sigmoid() - t)
     page.table(
         ("x", "y - t, least squares", "y - t, logistic"),
-        numbers(torch.stack([column[far] for column in columns], 1)),
+        nested(torch.stack([column[far] for column in columns], 1)),
         "What the far points ask for, at the boundaries found without them",
     )
     page.picture(
@@ -222,7 +222,7 @@ def _masking(page: Page) -> None:
         [
             (*row[:1], int(k), *row[1:], int(winner))
             for row, k, winner in zip(
-                numbers(torch.cat([x, y], 1)), classes, y.argmax(1), strict=True
+                nested(torch.cat([x, y], 1)), classes, y.argmax(1), strict=True
             )
         ],
         "Outputs of least squares",

@@ -16,16 +16,8 @@ from torch import Tensor
 
 from manualbp.checks.differences import central_differences
 from manualbp.errors import UsageError
-from manualbp.explain.fitting import (
-    descend,
-    descent,
-    features,
-    gradient,
-    linear_model,
-    numbers,
-    rows,
-)
-from manualbp.explain.networks import Network, float64
+from manualbp.explain.fitting import descend, descent, features, linear_model, rows
+from manualbp.explain.networks import Network, float64, nested
 from manualbp.explain.page import Page
 from manualbp.explain.registry import topic
 from manualbp.layers import Linear, Sequential, Sigmoid, Softmax
@@ -81,7 +73,7 @@ def maximum_likelihood(x: Tensor, t: Tensor) -> Network:
             raise UsageError("the classes are separable: the likelihood has no maximum")
         y = a.sigmoid()
         H = (phi * y * (1 - y)).T @ phi
-        step = rows(gradient(net, x, t)) @ H.inverse()
+        step = rows(net.gradient(x, t)) @ H.inverse()
         limit = net.error(x, t) * (1 + ROUNDING)
         while linear_model(w - step, net.loss).error(x, t) > limit:
             step = step / 2
@@ -161,7 +153,7 @@ def _two_classes(page: Page) -> None:
     page.line(
         "∂E/∂w_i at w = (0, 0)",
         "Σ_n (y_n - t_n) φ_ni",
-        rows(gradient(net, x, t)).flatten(),
+        rows(net.gradient(x, t)).flatten(),
         numbers="(½ + ½ - ½ + ½ - ½ - ½, -1 - ½ - 0 + ½ - 1 - 3/2)",
         figure="D.logreg.grad0",
     )
@@ -172,10 +164,10 @@ def _two_classes(page: Page) -> None:
     columns = (x, t, a, y, y - t, (y - t) * x)
     page.table(
         ("x", "t", "a", "y", "y - t", "(y - t) x"),
-        numbers(torch.cat(columns, 1)),
+        nested(torch.cat(columns, 1)),
         "At w = (0.3, -0.2): the last two columns add up to the gradient",
     )
-    found = rows(gradient(net, x, t))
+    found = rows(net.gradient(x, t))
     page.line(
         "∂E/∂w_i",
         "Σ_n (y_n - t_n) φ_ni",
@@ -216,11 +208,11 @@ def _maximum(page: Page) -> None:
     page.line(
         "(w_0, w_1, E)",
         "arg min E and min E, by Newton's method",
-        [*numbers(w.flatten()), best.error(x, t)],
+        [*nested(w.flatten()), best.error(x, t)],
         equals=[*figure("D.logreg.ml").value[0], figure("D.logreg.ml").value[1]],
         because="the figure D.logreg.ml",
     )
-    largest = float(gradient(best, x, t).flat.abs().max())
+    largest = float(best.gradient(x, t).flat.abs().max())
     page.claim(
         "There the gradient is zero but for rounding.",
         largest < 1e-12,
@@ -324,7 +316,7 @@ def _k_classes(page: Page) -> None:
         in matrix form (Y - T)ᵀΦ, with a row for each class. Its columns sum to 0, because the
         probabilities of an example sum to 1, and so do its targets."""
     )
-    found = rows(gradient(net, x, t))
+    found = rows(net.gradient(x, t))
     page.line(
         "∂E/∂w_ji at W = 0",
         "Σ_n (y_nj - t_nj) φ_ni",
@@ -378,17 +370,17 @@ def _k_classes(page: Page) -> None:
 
 def _draw_surface() -> Picture:
     x, t = two_classes()
-    w0 = numbers(torch.linspace(-3.0, 1.5, 46))
-    w1 = numbers(torch.linspace(-1.0, 4.0, 46))
+    w0 = nested(torch.linspace(-3.0, 1.5, 46))
+    w1 = nested(torch.linspace(-1.0, 4.0, 46))
     picture = Picture(figsize=(6.4, 4.8), layout="constrained")
     axes: Any = picture.subplots()
     levels = [2.5, 2.6, 2.8, 3.2, 4, 5, 7, 10, 14]
     axes.clabel(axes.contour(w0, w1, error_surface(w0, w1).T, levels=levels), fontsize=7)
     for start, color in zip(STARTS, ("tab:red", "tab:orange"), strict=True):
         way = islice(descent(logistic(*start), x, t, eta=0.1), DRAWN)
-        path = [numbers(rows(net.params).flatten()) for net in way]
+        path = [nested(rows(net.params).flatten()) for net in way]
         axes.plot(*zip(*path, strict=True), "o-", color=color, markersize=2.5, linewidth=1)
-    best = numbers(rows(maximum_likelihood(x, t).params).flatten())
+    best = nested(rows(maximum_likelihood(x, t).params).flatten())
     axes.plot(*best, "k*", markersize=11, label="maximum likelihood")
     axes.set(xlabel="w₀ (bias)", ylabel="w₁", title="E(w₀, w₁) and two descents")
     axes.legend(loc="lower right")

@@ -10,8 +10,8 @@ import torch
 from matplotlib.figure import Figure as Picture
 from torch import Tensor
 
-from manualbp.explain.fitting import descend, descent, gradient, linear_model, numbers, rows
-from manualbp.explain.networks import Network, float64
+from manualbp.explain.fitting import descend, descent, linear_model, rows
+from manualbp.explain.networks import Network, float64, nested
 from manualbp.explain.page import Page
 from manualbp.explain.registry import topic
 from manualbp.explain.topics.least_squares import least_squares, one_hot
@@ -115,7 +115,7 @@ def _frequencies(page: Page) -> None:
         n(x) y_k(x) - n_k(x): the sum of the outputs minus the number of times that the class
         came. It is zero when y_k(x) is the frequency, and only then."""
     )
-    largest = float(gradient(net, x, classes).flat.abs().max())
+    largest = float(net.gradient(x, classes).flat.abs().max())
     page.claim(
         "After training the gradient is zero but for rounding.",
         largest < 1e-12,
@@ -178,7 +178,7 @@ def _bayes(page: Page) -> None:
         regression can learn it exactly, from examples with classes alone."""
     )
     for n in (20, 200, 2000):
-        w0, w1 = numbers(rows(maximum_likelihood(*bell_curves(n, 1.0)).params).flatten())
+        w0, w1 = nested(rows(maximum_likelihood(*bell_curves(n, 1.0)).params).flatten())
         page.claim(
             f"With {n} examples of each class a = w_0 + w_1 x comes near to 2x.",
             abs(w0) < 1e-9 and abs(w1 - 2) < 2 / n**0.75,
@@ -219,7 +219,7 @@ def _draw_bayes() -> Picture:
     picture = Picture(figsize=(6.0, 3.8), layout="constrained")
     axes: Any = picture.subplots()
     for k, color in enumerate(("tab:blue", "tab:orange")):
-        edges = numbers(torch.linspace(-4, 4, 33))
+        edges = nested(torch.linspace(-4, 4, 33))
         axes.hist(
             x[t == k].numpy(), edges, color=color, alpha=0.4, density=True, label=f"class {k}"
         )
