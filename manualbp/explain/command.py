@@ -10,6 +10,7 @@ from io import TextIOWrapper
 from itertools import groupby
 from pathlib import Path
 from shlex import quote
+from textwrap import wrap
 from typing import Any, cast
 
 from rich.console import Console
@@ -175,9 +176,13 @@ def _print_list(console: Console, *, as_json: bool) -> None:
     for group, entries in groupby(found, _group):
         _print_lines(console, [Text(group, "bold cyan")])
         for entry in entries:
-            row = Text.assemble("  ", (f"{entry.name:<{FOR_NAMES}}", "bold"), "  ", entry.title)
-            row.truncate(console.width, overflow="ellipsis")
-            _print_lines(console, [row])
+            first, *rest = wrap(entry.title, console.width - FOR_NAMES - 4)
+            name = Text.assemble("  ", (f"{entry.name:<{FOR_NAMES}}", "bold"), "  ")
+            if len(entry.name) > FOR_NAMES:
+                rest = [first, *rest]
+            else:
+                name.append(first)
+            _print_lines(console, [name, *(Text(" " * (FOR_NAMES + 4) + line) for line in rest)])
         console.print()
     _print_lines(console, [Text("Read one with: manualbp explain TOPIC")])
 
