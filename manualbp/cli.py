@@ -26,6 +26,7 @@ from rich.console import Console
 
 from manualbp.checks.bench import BenchConfig, bench
 from manualbp.checks.compare import CompareConfig, compare, print_rows
+from manualbp.checks.doctor.selftest import SelftestConfig, print_tally, selftest
 from manualbp.checks.engines import build_engine
 from manualbp.checks.locate import LocateConfig, locate, print_location
 from manualbp.errors import CheckFailed, Interrupted, UsageError
@@ -43,7 +44,13 @@ from manualbp.training.run_directory import read_json
 DESCRIPTION = "Deep learning with every backward pass written by hand, proved against autograd."
 
 Command: TypeAlias = (
-    TrainConfig | CompareConfig | LocateConfig | BenchConfig | ExplainConfig | ErrataConfig
+    TrainConfig
+    | CompareConfig
+    | LocateConfig
+    | SelftestConfig
+    | BenchConfig
+    | ExplainConfig
+    | ErrataConfig
 )
 
 
@@ -64,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _locate(command)
         if isinstance(command, BenchConfig):
             return _bench(command)
+        if isinstance(command, SelftestConfig):
+            return _selftest(command)
         if isinstance(command, (ExplainConfig, ErrataConfig)):
             return _explain(command)
         configs = [command, *(other for other in others if isinstance(other, TrainConfig))]
@@ -140,6 +149,15 @@ def _explain(config: ExplainConfig | ErrataConfig) -> int:
     return explain(config)
 
 
+def _selftest(config: SelftestConfig) -> int:
+    tally = selftest(config)
+    if config.json:
+        print(json.dumps(tally.as_json(), indent=2))
+    else:
+        print_tally(Console(), tally)
+    return 0 if tally.passed else 1
+
+
 def _as_json(row: dict[str, Any]) -> dict[str, Any]:
     """Return the row with None, JSON's null, for NaN and infinity, which JSON has no word for."""
     return {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in row.items()}
@@ -208,6 +226,7 @@ def _parse(words: list[str], base: TrainConfig) -> Command:
         | Annotated[BenchConfig, tyro.conf.subcommand("bench")]
         | Annotated[ExplainConfig, tyro.conf.subcommand("explain")]
         | Annotated[ErrataConfig, tyro.conf.subcommand("errata")]
+        | Annotated[SelftestConfig, tyro.conf.subcommand("selftest")]
     )
 
     def parse() -> Command:

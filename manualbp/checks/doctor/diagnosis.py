@@ -179,7 +179,9 @@ def wrong_at_kinks_only(lab: Laboratory, name: str, draw: Draw, limit: float) ->
 
 
 def _of_other_dys(lab: Laboratory, name: str, draw: Draw, limit: float) -> list[Diagnosis]:
-    """Return what is wrong where the upstream gradient is another: random, and zero."""
+    """Return what is wrong where the upstream gradient is another one, in float64."""
+    if working_dtype(draw.arguments) != torch.float64:
+        return []
     dys = [random_like(dy, 11 + i) for i, dy in enumerate(draw.dys)]
     try:
         other = lab.draw(draw.arguments, dys)
@@ -384,10 +386,11 @@ def _by_places(lab: Laboratory, name: str, draws: Sequence[Draw], limit: float) 
     clipped = _clipped(name, draws, limit)
     if clipped is not None:
         return [clipped]
-    inactive = _inactive_outputs(lab, name, draw, limit)
-    if inactive is not None:
-        return [inactive]
     places = pattern(name, draws, limit)
+    if places is None or places.cause not in ("kinks", "ties"):
+        inactive = _inactive_outputs(lab, name, draw, limit)
+        if inactive is not None:
+            return [inactive]
     if places is not None:
         text = f"the gradient of {name} is wrong in part: {places.words}"
         return [Diagnosis(places.cause, name, text, places.evidence)]

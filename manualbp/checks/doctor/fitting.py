@@ -170,7 +170,7 @@ def _crossed(name: str, draw: Draw, what: str, limit: float) -> Term | None:
     weighted = (right - ours) / basis[0]
     left = weighted - weighted.mean(0, keepdim=True)
     left = (left - left.mean(1, keepdim=True)) * basis[0]
-    if scale <= TINY or largest_of(left) > 100 * limit * scale:
+    if scale <= TINY or largest_of(left) > limit * scale:
         return None
     surplus = right.numel() - sum(right.shape)
     return Term((0, 1), what, largest_of(right - ours) / scale, largest_of(left) / scale, surplus)

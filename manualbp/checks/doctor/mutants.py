@@ -170,4 +170,4 @@ def _shows(bug: Bug, scene: Scene, name: str) -> bool:
         return True
     if bug.causes != ("zero",) and wrong.abs().max().item() < 1e-12:
         return False  # softmax for dy = 1: zero is then the name of it
-    return not bool((wrong - right).abs().max() <= 1e-6 * right.abs().max())
+    return not bool((wrong - right).abs().max() <= 3e-9 * right.abs().max())

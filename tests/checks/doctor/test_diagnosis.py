@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
+from manualbp.checks.differences import central_differences
 from manualbp.checks.doctor.diagnosis import diagnose
+from manualbp.checks.doctor.subject import LayerSubject
+from manualbp.layers import Linear
 
 
 @dataclass
@@ -269,3 +272,170 @@ def test_a_mistake_is_named(forward, backward, shapes, expected):
     found = examine(forward, backward, shapes)
     assert causes(found) == expected, found
     assert all(d.words and d.evidence for d in found)
+
+
+def kept(p, x):
+    """Return the x of the latest forward pass, as a layer has it that keeps it on itself."""
+    return p.pair.state["latest"]["x"]
+
+
+def counted(p, keep):
+    """Return how often the backward pass has run: since the forward pass, or ever."""
+    holder = p.__dict__ if keep == "pass" else p.pair.state
+    holder["count"] = holder.get("count", 0) + 1
+    return holder["count"]
+
+
+def total(p, gradient):
+    p.pair.state["sum"] = p.pair.state.get("sum", 0) + gradient
+    return p.pair.state["sum"].clone()
+
+
+def draws(x):
+    return x * (1 + 0.01 * torch.rand(x.shape))
+
+
+def stale_buffer(p, x):
+    """Return x / 2 + (the latest x) / 2, as one has it whose buffer was half written to."""
+    return 0.5 * x + 0.5 * kept(p, x)
+
+
+BEHAVIOUR = [
+    (linear, lambda p, dy, x, w, b: {**linear_backward(p, dy, x, w, b), "w": dy.T @ kept(p, x)},
+     LINEAR, [("stale saved tensor", "w")]),
+    (cubed, lambda p, dy, x: {"x": 3 * dy * kept(p, x) ** 2}, {"x": (4,)},
+     [("stale saved tensor", "x")]),
+    (linear,
+     lambda p, dy, x, w, b: {**linear_backward(p, dy, x, w, b), "w": dy.T @ stale_buffer(p, x)},
+     LINEAR, [("saved tensor overwritten", "w")]),
+    (cubed, lambda p, dy, x: {"x": 3 * dy * x**2 * counted(p, "pass")}, {"x": (4,)},
+     [("accumulated", "x")]),
+    (swish, lambda p, dy, x: {"x": dy * swish_slope(x) / counted(p, "pass")}, {"x": (4, 3)},
+     [("saved tensor overwritten", "x")]),
+    (linear,
+     lambda p, dy, x, w, b: {**linear_backward(p, dy, x, w, b),
+     "b": dy.sum(0) / counted(p, "pass")},
+     LINEAR, [("saved tensor overwritten", "b")]),
+    (linear, lambda p, dy, x, w, b: {**linear_backward(p, dy, x, w, b), "w": total(p, dy.T @ x)},
+     LINEAR, [("accumulated", "w")]),
+    (cubed, lambda p, dy, x: {"x": total(p, 3 * dy * x**2)}, {"x": (4,)}, [("accumulated", "x")]),
+    (cubed, lambda p, dy, x: {"x": draws(3 * dy * x**2)}, {"x": (4,)},
+     [("not deterministic", "x")]),
+    (linear, lambda p, dy, x, w, b: {**linear_backward(p, dy, x, w, b),
+     "w": dy.T @ x * (1 + 0.1 / counted(p, "pair"))}, LINEAR, [("not deterministic", "w")]),
+    (cubed, lambda p, dy, x: {"x": dy.mul_(3 * x**2)}, {"x": (4,)},
+     [("in-place change", "dy"), ("strides", "")]),
+    (swish, lambda p, dy, x: {"x": dy * swish_slope(x.mul_(1))}, {"x": (4,)},
+     [("in-place change", "x")]),
+    (lambda x: x.clone().tanh_(), lambda p, dy, x: {"x": dy.clone().mul_(1 - p.outputs[0] ** 2)},
+     {"x": (4,)}, []),
+    (swish, lambda p, dy, x: {"x": dy.as_strided(dy.shape, (4, 1)) * swish_slope(x)},
+     {"x": (3, 4)}, [("strides", "x")]),
+    (linear, lambda p, dy, x, w, b: {**linear_backward(p, dy, x, w, b),
+     "b": dy.as_strided(dy.shape, (3, 1)).sum(0)}, LINEAR, [("strides", "b")]),
+    (cubed, lambda p, dy, x: {"x": dy * p.lost}, {"x": (4,)}, [("error", "")]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("forward", "backward", "shapes", "expected"), BEHAVIOUR)
+def test_what_a_pass_does_is_named(forward, backward, shapes, expected):
+    found = examine(forward, backward, shapes)
+    assert causes(found) == expected, found
+
+
+class Assigning(Linear):
+    def backward(self, params, saved, dy, grads):
+        grads.weight.copy_(dy.T @ saved.x)
+        grads.bias.add_(dy.sum(0))
+        return dy @ params.weight
+
+
+def test_a_layer_that_assigns_its_gradients_is_told():
+    layer = Assigning(4, 3)
+    arguments = draw({"x": (5, 4), "weight": (3, 4), "bias": (3,)})
+    dy = torch.randn(5, 3, dtype=torch.float64)
+    right = truth_of(lambda x, weight, bias: linear(x, weight, bias))
+    found = diagnose(LayerSubject(layer), arguments, [dy], right)
+    assert causes(found) == [("assigned", "weight")]
+    assert diagnose(LayerSubject(Linear(4, 3)), arguments, [dy], right) == []
+
+
+def relu_with_slope(at_zero):
+    return lambda p, dy, x: {"x": dy * torch.heaviside(x, torch.full_like(x, at_zero))}
+
+
+def test_any_slope_between_those_of_a_kink_is_right_and_no_other():
+    arguments = {"x": torch.tensor([-1.0, 0.0, 2.0, 0.0, 1.0], dtype=torch.float64)}
+    dys = [torch.tensor([1.0, 2.0, 3.0, -4.0, 5.0], dtype=torch.float64)]
+    for at_zero in (0.0, 0.5, 1.0):
+        pair = Pair(lambda x: x.relu(), relu_with_slope(at_zero))
+        assert diagnose(pair, arguments, dys, lambda a, d: {"x": right_relu(a, d)}) == []
+    pair = Pair(lambda x: x.relu(), relu_with_slope(1.5))
+    found = diagnose(pair, arguments, dys, lambda a, d: {"x": right_relu(a, d)})
+    assert causes(found) == [("kinks", "x")]
+
+
+def right_relu(arguments, dys):
+    return dys[0] * (arguments["x"] > 0)
+
+
+def test_one_of_several_outputs_may_be_forgotten():
+    class Two(Pair):
+        def run(self, arguments):
+            done = PairPass(self, arguments)
+            done.outputs = (arguments["x"] ** 2, arguments["x"] ** 3)
+            done.backward = lambda dys: {"x": 2 * arguments["x"] * dys[0]}
+            return done
+
+    def right(arguments, dys):
+        x = arguments["x"]
+        return {"x": 2 * x * dys[0] + 3 * x**2 * dys[1]}
+
+    arguments = draw({"x": (5,)})
+    dys = [arguments["x"].cos(), arguments["x"].sin()]
+    (found,) = diagnose(Two(lambda x: x, None), arguments, dys, right)
+    assert found.cause == "upstream ignored"
+    assert "output 1" in found.words
+
+
+@pytest.mark.parametrize(
+    ("factor", "reading"),
+    [
+        (0.25, "1/N with N = 4, the batch size"),
+        (3.0, "N with N = 3, the length of axis 0 of w"),
+        (5**0.5, "√d with d = 5"),
+        (0.5, "½"),
+        (1024.0, "a loss scale of 2^10"),
+        (1 / 20, "1/N with N = 20, the count of all numbers of x"),
+    ],
+)
+def test_a_factor_is_read(factor, reading):
+    def backward(p, dy, x, w, b):
+        right = linear_backward(p, dy, x, w, b)
+        return {**right, "w": factor * right["w"]}
+
+    (found,) = examine(linear, backward, LINEAR)
+    assert reading in found.words
+
+
+def test_neither_the_arguments_nor_the_upstream_gradient_are_touched():
+    arguments = draw({"x": (4,)})
+    dy = torch.ones(1, dtype=torch.float64).expand(4)
+    before = arguments["x"].clone()
+    diagnose(Pair(cubed, lambda p, dy, x: {"x": dy * x.mul_(2)}), arguments, [dy], truth_of(cubed))
+    assert torch.equal(arguments["x"], before)
+    assert dy.stride() == (0,)
+
+
+def test_truth_by_differences_accuses_nobody():
+    def differences(arguments, dys):
+        x = arguments["x"].clone()
+        return {"x": central_differences(lambda: swish(x), x, dys[0])}
+
+    arguments = draw({"x": (3, 4)})
+    dy = torch.randn(3, 4, dtype=torch.float64)
+    right = Pair(swish, lambda p, dy, x: {"x": dy * swish_slope(x)})
+    assert diagnose(right, arguments, [dy], differences) == []
+    wrong = Pair(swish, lambda p, dy, x: {"x": -0.5 * dy * swish_slope(x)})
+    found = diagnose(wrong, arguments, [dy], differences)
+    assert causes(found) == [("constant factor", "x"), ("sign", "x")]
