@@ -26,7 +26,7 @@ from rich.console import Console
 
 from manualbp.checks.bench import BenchConfig, bench
 from manualbp.checks.compare import CompareConfig, compare, print_rows
-from manualbp.checks.doctor.selftest import SelftestConfig, print_tally, selftest
+from manualbp.checks.doctor.selftest_config import SelftestConfig
 from manualbp.checks.engines import build_engine
 from manualbp.checks.locate import LocateConfig, locate, print_location
 from manualbp.errors import CheckFailed, Interrupted, UsageError
@@ -150,6 +150,8 @@ def _explain(config: ExplainConfig | ErrataConfig) -> int:
 
 
 def _selftest(config: SelftestConfig) -> int:
+    from manualbp.checks.doctor.selftest import print_tally, selftest
+
     tally = selftest(config)
     if config.json:
         print(json.dumps(tally.as_json(), indent=2))

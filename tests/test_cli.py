@@ -158,7 +158,7 @@ def test_debug_shows_the_traceback(here: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("", "Expected one of {train, compare, locate, bench, explain, errata}."),
+        ("", "Expected one of {train, compare, locate, bench, explain, errata, selftest}."),
         (
             "trian",
             "Unrecognized options: trian; "

@@ -19,26 +19,13 @@ from manualbp.checks.doctor.mutants import (
     specimens_of_layers,
     specimens_of_operations,
 )
+from manualbp.checks.doctor.selftest_config import SelftestConfig
 from manualbp.checks.doctor.subject import Diagnosis
 from manualbp.checks.tolerances import TOLERANCES
 from manualbp.errors import UsageError
 
 NAMED_AT_LEAST = 0.95
 """The part of the mutants that must be named rightly; all must be killed, no right pass accused."""
-
-
-@dataclass(frozen=True)
-class SelftestConfig:
-    """Test the gradient doctor: find planted bugs, name them, and accuse no right backward pass."""
-
-    seeds: int = 1
-    """Seeds of the numbers that right passes and mutants are run on: 0, 1, ..."""
-    only: str = ""
-    """Only mutants and right passes whose name has this text in it."""
-    json: bool = False
-    """Print the result as JSON on standard output."""
-    debug: bool = False
-    """Show the traceback of an error."""
 
 
 @dataclass(frozen=True)

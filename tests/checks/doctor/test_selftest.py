@@ -7,12 +7,12 @@ import torch
 
 from manualbp.checks.doctor import selftest as module
 from manualbp.checks.doctor.selftest import (
-    SelftestConfig,
     Tally,
     examine_mutants,
     examine_right_passes,
     selftest,
 )
+from manualbp.checks.doctor.selftest_config import SelftestConfig
 from manualbp.checks.doctor.subject import Diagnosis
 from manualbp.cli import main
 from manualbp.errors import UsageError
