@@ -192,7 +192,8 @@ def _is_value(word: str) -> bool:
 def _is_experiment(configs: Sequence[TrainConfig]) -> bool:
     """Return whether these settings, one for each run, ask for more than a run."""
     some = configs[0]
-    return len(configs) > 1 or some.find_lr or bool(some.cross_validate or some.restarts)
+    injects = some.inject is not None and some.resume is None
+    return len(configs) > 1 or some.find_lr or injects or bool(some.cross_validate or some.restarts)
 
 
 def _fold_help(config: type[Any]) -> None:

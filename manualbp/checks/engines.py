@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from manualbp.parameters import Parameters
 from manualbp.training.checkpoint import random_state, restore_random_state
 from manualbp.training.config import TrainConfig
 from manualbp.training.engine import Engine, ManualEngine
+from manualbp.training.injection import mended
 from manualbp.training.step import TrainingStep
 from reference.optimizers import LookAheadNesterov
 from reference.twins import set_generator, twin, twin_loss, twin_optimizer
@@ -259,7 +261,8 @@ def build_engine(
         compiled = config.compile
         return ManualEngine(step, params, generator(), recorded=not compiled, compiled=compiled)
     computed_in = params.working.dtype
-    autograd = AutogradEngine(step, params.state_dict(), generator(), computed_in=computed_in)
+    right = replace(step, model=mended(step.model))  # autograd has none of our mistakes
+    autograd = AutogradEngine(right, params.state_dict(), generator(), computed_in=computed_in)
     if config.engine == "autograd":
         return autograd
     limit = config.lockstep_limit or LIMITS[computed_in]

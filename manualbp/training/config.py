@@ -185,6 +185,11 @@ class TrainConfig:
     lockstep_limit: float | None = None
     """Largest relative difference that lockstep lets pass; not given: 1e-9 in float64, 1e-3 in
     float32, 0.5 in bfloat16."""
+    inject: str | None = None
+    """BUG:TENSOR, such as sign:0.weight: train twice, without and with this mistake in one gradient
+    of the backward pass, and lay the curves over each other. TENSOR is a parameter, or 1.x, what
+    layer 1 hands on. BUG is sign, factor (of 2), zero, transposed (of a square matrix), noise,
+    off-by-one (the last row is left out) or missing-activation-derivative (of 1.x)."""
     checkpoint_seconds: float = 5.0
     """Seconds between two checkpoints; 0: after every epoch. The last one is always written."""
     cross_validate: int | None = None
@@ -250,6 +255,11 @@ class TrainConfig:
             self._require("momentum", self.momentum > 0, "more than 0 with --optimizer nesterov")
         if self.compile and (self.engine != "manual" or self.dropout):
             raise UsageError("--compile goes with --engine manual and without --dropout")
+        if self.inject is not None and (self.engine == "autograd" or self.compile):
+            raise UsageError(
+                "--inject goes with --engine manual or lockstep and without --compile: "
+                "the mistake is in the hand-written pass"
+            )
         if self.precision == "bf16-mixed" and self.dtype != "float32":
             raise UsageError(f"--precision bf16-mixed goes with --dtype float32, not {self.dtype}")
         if self.l1 and self.l2:

@@ -4,6 +4,7 @@
     manualbp train --batch-size 1 32 0        online, mini-batch, and full batch
     manualbp train --restarts 6               from six random starts
     manualbp train --cross-validate 4         the rate chosen by four folds, then one run with it
+    manualbp train --inject sign:0.weight     without and with a mistake in a gradient
     manualbp train --find-lr                  a learning-rate range test, in range_test.py
 
 The runs are runs like any other, each in a directory of its own below that of the experiment, where
@@ -54,6 +55,8 @@ def experiment(
         first = some.seed if some.init_seed is None else some.init_seed
         seeds = range(first, first + some.restarts)
         configs = [replace(config, init_seed=seed) for config in configs for seed in seeds]
+    if some.inject is not None:
+        configs = [replace(c, inject=bug) for c in configs for bug in (None, some.inject)]
     comparison = Comparison.of(configs, build_engine)
     comparison.run()
     return comparison
@@ -76,6 +79,8 @@ def _refuse_contradictions(configs: Sequence[TrainConfig]) -> None:
         raise UsageError(
             "--cross-validate and --restarts exclude each other: make one, then the other"
         )
+    if some.inject is not None and (some.find_lr or some.cross_validate):
+        raise UsageError(f"--inject trains twice: leave out {asked[-1]}")
     if some.cross_validate and some.fold:
         raise UsageError("--cross-validate and --fold exclude each other: it takes every fold")
 
@@ -101,8 +106,13 @@ class Alternative:
 
     @property
     def words(self) -> list[str]:
-        """Return what sets it apart, as ["lr=0.1", "batch-size=32"]."""
-        return [f"{_option(name)}={_text(value)}" for name, value in self.options.items()]
+        """Return what sets it apart, as ["lr=0.1", "batch-size=32"]; "clean" or "injected"."""
+        return [
+            ("clean" if value is None else "injected")
+            if name == "inject"
+            else f"{_option(name)}={_text(value)}"
+            for name, value in self.options.items()
+        ]
 
     @property
     def finite(self) -> bool:
@@ -291,7 +301,10 @@ class Comparison:
             results = ["val loss", f"val {self.score}", "epoch", "epochs", "updates", "seconds"]
         rows: list[list[str]] = []
         for a in self.alternatives:
-            row = [_text(value) for value in a.options.values()]
+            row = [
+                "clean" if name == "inject" and value is None else _text(value)
+                for name, value in a.options.items()
+            ]
             for what in ("loss", self.score):
                 row.append(f"{a.mean(what):.4f}" if a.finite else "diverged")
                 if self.folds:
@@ -309,9 +322,14 @@ class Comparison:
         for column, cell in zip(columns, rows[0], strict=True):
             table.add_column(column, justify="left" if cell.isalpha() else "right")
         for alternative, row in zip(self.alternatives, rows, strict=True):
-            table.add_row(*row, style="bold green" if alternative is best else None)
+            marked = alternative is best and "inject" not in best.options
+            table.add_row(*row, style="bold green" if marked else None)
         console.print(table)
         console.print()
+        if "inject" in best.options:  # not to choose between, but to look at
+            command = f"tensorboard --logdir {quote(str(self.path))}"
+            console.print(Text.assemble("Look at it with:  ", (command, "bold")), soft_wrap=True)
+            return
         how = f"mean val {self.monitor} of the folds" if self.final else f"val {self.monitor}"
         name = " ".join(best.words)
         console.print(Text.assemble("Best           ", (name, "bold"), f"  by {how}"))

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from manualbp.errors import CheckFailed, Interrupted, UsageError
+from manualbp.layers import AnyLayer
 from manualbp.models import build
 from manualbp.parameters import Parameters
 from manualbp.training import checkpoint
@@ -26,6 +27,7 @@ from manualbp.training.diagnosis import first_not_finite
 from manualbp.training.display import Display
 from manualbp.training.early_stopping import EarlyStopping, StopReason
 from manualbp.training.engine import Engine, threads_for
+from manualbp.training.injection import inject
 from manualbp.training.logs import RunLogs
 from manualbp.training.loop import EpochReport, NotFinite, Trainer
 from manualbp.training.objective import objective
@@ -118,7 +120,7 @@ class Run:
     ) -> Run:
         """Build everything that needs no directory. Raises UsageError for settings that clash."""
         goal = objective(data, config.loss, config.reduction, config.label_smoothing)
-        model = build(
+        model: AnyLayer = build(
             config.model,
             data.features,
             goal.outputs,
@@ -127,6 +129,8 @@ class Run:
             dropout=config.dropout,
             initializer=config.initializer,
         )
+        if config.inject is not None:
+            model = inject(model, config.inject)
         step = TrainingStep(
             model,
             goal.loss,
