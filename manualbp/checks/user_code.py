@@ -32,6 +32,11 @@ def load_object(where: str) -> Any:
 
     Raises UsageError where there is no such file or name, or where the file fails.
     """
+    return load_from_module(where)[1]
+
+
+def load_from_module(where: str) -> tuple[ModuleType, Any]:
+    """Return the module as well, which is executed once."""
     source, _, name = where.rpartition(":")
     if not source or not name:
         raise UsageError(f"{where}: expected file.py:NAME or package.module:NAME")
@@ -40,7 +45,7 @@ def load_object(where: str) -> Any:
     names = [known for known in vars(module) if not known.startswith("_")]
     if not hasattr(module, name):
         raise UsageError(f"{source} has no {name}; {did_you_mean(name, names)}")
-    return getattr(module, name)
+    return module, getattr(module, name)
 
 
 def load_model(where: str, seed: int) -> nn.Module:

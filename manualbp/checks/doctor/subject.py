@@ -80,7 +80,7 @@ class LayerSubject:
 
     def run(self, arguments: Arguments) -> LayerPass:
         """Make a forward pass. Raises KeyError where x or a parameter is missing."""
-        params = _views(self.layer.shapes(), arguments)
+        params = views_of(self.layer.shapes(), arguments)
         generator = torch.Generator(arguments["x"].device).manual_seed(self.seed)
         mode = Mode(self.training, generator)
         y, saved = self.layer.forward(params, arguments["x"], mode=mode)
@@ -98,7 +98,7 @@ class LayerPass:
 
     def backward(self, dys: Sequence[Tensor]) -> Gradients:
         """Return dx and the parameters' gradients, added up from zero."""
-        parameters = [name for name, _ in _views(self.layer.shapes(), self.arguments).named()]
+        parameters = [name for name, _ in views_of(self.layer.shapes(), self.arguments).named()]
         start = {name: torch.zeros_like(self.arguments[name]) for name in parameters}
         return self._backward(dys, start)
 
@@ -107,19 +107,19 @@ class LayerPass:
         return self._backward(dys, {name: tensor.clone() for name, tensor in start.items()})
 
     def _backward(self, dys: Sequence[Tensor], sums: Mapping[str, Tensor]) -> Gradients:
-        params = _views(self.layer.shapes(), self.arguments)
-        grads = _views(self.layer.shapes(), sums)
+        params = views_of(self.layer.shapes(), self.arguments)
+        grads = views_of(self.layer.shapes(), sums)
         dx = self.layer.backward(params, self.saved, dys[0], grads)
         return {"x": dx, **sums}
 
 
-def _views(shapes: Shapes, tensors: Mapping[str, Tensor], prefix: str = "") -> Views:
+def views_of(shapes: Shapes, tensors: Mapping[str, Tensor], prefix: str = "") -> Views:
     """Return the very tensors as a layer takes them."""
     own: dict[str, Tensor] = {}
     parts: dict[str, Views] = {}
     for name, shape in shapes.items():
         if isinstance(shape, Mapping):
-            parts[name] = _views(shape, tensors, f"{prefix}{name}.")
+            parts[name] = views_of(shape, tensors, f"{prefix}{name}.")
         else:
             own[name] = tensors[prefix + name]
     return Views(own, parts)

@@ -1,0 +1,616 @@
+"""What every backward pass promises besides its numbers, each promise as a check.
+
+A contract compares a subject with itself where it can: the gradients for a strided dy with those
+for the same numbers in one piece. So a gradient that is wrong everywhere does not fail them all,
+and what fails one is about that one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from manualbp.checks.contract import Watch, WithLoss
+from manualbp.checks.doctor.subject import AccumulatingPass, Arguments, Gradients, Pass, Subject
+from manualbp.checks.doctor.subjects import (
+    OfLayer,
+    RunsNeeding,
+    ThroughAutograd,
+    copies,
+    floating,
+    set_seed,
+    shape_of,
+    tensors_of,
+)
+from manualbp.checks.doctor.truth import Interval, Truth
+from manualbp.checks.tolerances import TOLERANCES
+
+Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE", "SKIPPED"]
+
+MOST_COMBINATIONS = 16
+"""Of more arguments than four only some choices are tried: each alone, and all but one."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a contract."""
+
+    contract: str
+    verdict: Verdict
+    words: tuple[str, ...] = ()
+    """What is wrong, a line each; or why there is no verdict."""
+
+
+class Refused(Exception):
+    """A contract does not apply here, with the reason."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A subject with arguments and upstream gradients, in one dtype on one device."""
+
+    subject: Subject
+    arguments: Arguments
+    dys: Sequence[Tensor]
+    truth: Truth
+
+    @classmethod
+    def of(cls, subject: Subject, arguments: Arguments, truth: Truth, seed: int) -> Trial:
+        """Draw random upstream gradients, in float64 on the CPU, then rounded and moved."""
+        generator = torch.Generator().manual_seed(seed)
+        outputs = subject.run(copies(arguments)).outputs
+        dys = [
+            torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.device, y.dtype)
+            for y in outputs
+        ]
+        return cls(subject, arguments, dys, truth)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the arguments that can have a gradient."""
+        return next(self.arguments[name].dtype for name in floating(self.arguments))
+
+    @property
+    def small(self) -> float:
+        """The size of gradients that are nothing but terms which cancel."""
+        return 1e-3 * largest_of(self.dys)
+
+    def gradients(self) -> Gradients:
+        """Return the subject's gradients; what it may have written to is put back."""
+        with self.put_back():
+            return cloned(self.subject.run(self.arguments).backward(self.dys))
+
+    def copied_dys(self) -> list[Tensor]:
+        """Return dy in fresh memory, for a backward pass that may write to it."""
+        return [dy.clone() for dy in self.dys]
+
+    @contextmanager
+    def put_back(self) -> Generator[None]:
+        """Put the numbers of the arguments and of dy back at the end."""
+        tensors = [*self.arguments.values(), *self.dys]
+        before = [tensor.clone() for tensor in tensors]
+        try:
+            yield
+        finally:
+            for tensor, kept in zip(tensors, before, strict=True):
+                if not torch.equal(tensor, kept) and not kept.isnan().any():
+                    tensor.copy_(kept)
+
+    def with_dys(self, change: Callable[[Tensor], Tensor]) -> Trial:
+        """Return the trial with every upstream gradient changed."""
+        return replace(self, dys=[change(dy) for dy in self.dys])
+
+    def with_arguments(self, arguments: Arguments, seed: int = 0) -> Trial:
+        """Return the trial with other arguments, and upstream gradients that fit."""
+        return Trial.of(self.subject, arguments, self.truth, seed)
+
+    def resized(self, old: int, new: int) -> Trial:
+        """Return the trial with every axis of length `old` cut to `new`. Raises Refused."""
+        if isinstance(self.subject, OfLayer) and isinstance(self.subject.layer, WithLoss):
+            raise Refused("the targets would have to follow")
+        arguments = {n: _cut(tensor, old, new) for n, tensor in self.arguments.items()}
+        try:
+            return self.with_arguments(arguments)
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+            raise Refused(f"the forward pass refuses these sizes: {first_line(error)}") from None
+
+
+def _cut(tensor: Tensor, old: int, new: int) -> Tensor:
+    for axis, size in enumerate(tensor.shape):
+        if size == old:
+            tensor = tensor.narrow(axis, 0, new)
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the kind of an error and the first line of what it says."""
+    said = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
+
+
+# Comparisons --------------------------------------------------------------------------------------
+
+
+def misfit(name: str, gradient: Tensor | None, argument: Tensor) -> str | None:
+    """Return what is wrong with a gradient's shape, dtype or device."""
+    if gradient is None:
+        return None
+    for what, got, expected in (
+        ("shape", shape_of(gradient), shape_of(argument)),
+        ("dtype", str(gradient.dtype), str(argument.dtype)),
+        ("device", gradient.device.type, argument.device.type),
+    ):
+        if got != expected:
+            return f"d{name} has {what} {got}, {name} has {expected}"
+    return None
+
+
+def changed(now: Gradients, before: Gradients, when: str, scale: float) -> list[str]:
+    """Return a line for each gradient that is another by more than rounding.
+
+    `scale` is the size of the numbers whose rounding it may carry, if it is small itself.
+    """
+    lines: list[str] = []
+    for name in before:
+        a, b = now.get(name), before[name]
+        if a is None and b is None:
+            continue
+        if a is None or b is None:
+            present = b if a is None else a
+            if present is not None and present.any():
+                verb = "is None" if a is None else "is no longer None"
+                lines.append(f"d{name} {verb} {when}")
+            continue
+        if a.shape != b.shape:
+            lines.append(f"d{name} has shape {shape_of(a)} {when}, else {shape_of(b)}")
+            continue
+        size = max(largest(b), scale)
+        place, difference = worst(a, b)
+        if difference > TOLERANCES[b.dtype].floor * size:
+            lines.append(
+                f"d{name} is another {when}: {_at(place)}{_got_not(a, b, place, 'instead of')}"
+            )
+    return lines
+
+
+def worst(a: Tensor, b: Tensor) -> tuple[tuple[int, ...], float]:
+    """Return where two tensors of one shape differ most, and by how much; NaN is infinitely far."""
+    if not b.numel():
+        return (0,) * b.ndim, 0.0
+    a, b = a.double(), b.double().to(a.device)
+    apart = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, a - b).abs()
+    apart = apart.nan_to_num(torch.inf, posinf=torch.inf)
+    place = tuple(int(i) for i in torch.unravel_index(apart.argmax(), apart.shape))
+    return place, apart[place].item()
+
+
+def largest(tensor: Tensor) -> float:
+    """Return the largest magnitude; 0 for no numbers."""
+    return tensor.abs().max().item() if tensor.numel() else 0.0
+
+
+def _at(place: Sequence[int]) -> str:
+    return f"at {list(place)} " if place else ""
+
+
+def outside(trial: Trial, gradients: Gradients, when: str) -> list[str]:
+    """Return a line for each gradient that is not the true one."""
+    given = {name: g for name, g in gradients.items() if g is not None}
+    lines: list[str] = []
+    for name, interval in trial.truth.intervals(trial.arguments, trial.dys, given).items():
+        if name not in gradients:
+            continue
+        gradient = gradients[name]
+        wrong = misfit(name, gradient, trial.arguments[name])
+        if wrong:
+            lines.append(f"{wrong} {when}")
+            continue
+        gradient = torch.zeros_like(interval.value) if gradient is None else gradient
+        if _excess(interval, gradient, trial) > 0:
+            place, _ = worst(gradient, interval.value)
+            lines.append(
+                f"d{name} is wrong {when}: {_at(place)}"
+                f"{_got_not(gradient, interval.value, place, 'where the truth is')}"
+            )
+    return lines
+
+
+def _got_not(a: Tensor, b: Tensor, place: tuple[int, ...], words: str) -> str:
+    got, expected = a[place].item(), b[place].item()
+    return f"{digits(got, expected)} {words} {digits(expected, got)}"
+
+
+def digits(number: float, other: float) -> str:
+    """Return a number with as many digits as show that it is not the other one."""
+    for count in (6, 9, 12):
+        if f"{number:.{count}g}" != f"{other:.{count}g}":
+            return f"{number:.{count}g}"
+    return f"{number:.17g}"
+
+
+def _excess(interval: Interval, gradient: Tensor, trial: Trial) -> float:
+    floor = TOLERANCES[trial.dtype].floor * max(interval.scale(), largest_of(trial.dys))
+    return max(0.0, largest(interval.excess(gradient)) - floor)
+
+
+def largest_of(tensors: Sequence[Tensor]) -> float:
+    """Return the largest magnitude in several tensors."""
+    return max((largest(tensor) for tensor in tensors), default=0.0)
+
+
+# The contracts ------------------------------------------------------------------------------------
+
+
+def dy_strided(trial: Trial) -> list[str]:
+    """Gradients do not depend on the strides of dy."""
+    return _same(trial, trial.with_dys(_strided), "for a strided dy")
+
+
+def dy_transposed(trial: Trial) -> list[str]:
+    """Nor on the order of its axes in memory."""
+    return _same(trial, trial.with_dys(_transposed), "for a transposed dy")
+
+
+def dy_expanded(trial: Trial) -> list[str]:
+    """Nor on stride 0, which dy has after `y.sum().backward()`."""
+    if not any(dy.numel() > 1 for dy in trial.dys):
+        raise Refused("dy is one number")
+    found = _same(
+        trial.with_dys(lambda dy: torch.full_like(dy, 0.75)),
+        trial.with_dys(lambda dy: dy.new_full((), 0.75).expand(dy.shape)),
+        "for an expanded dy (stride 0)",
+    )
+    return found or _same(
+        trial.with_dys(lambda dy: dy[:1].expand(dy.shape).contiguous() if dy.ndim else dy),
+        trial.with_dys(lambda dy: dy[:1].expand(dy.shape) if dy.ndim else dy),
+        "for a dy expanded along its first axis",
+    )
+
+
+def dy_scaled(trial: Trial) -> list[str]:
+    """1024 dy gives 1024 times the gradients; a power of two costs no rounding."""
+    expected = _times(trial.gradients(), 1024.0)
+    return changed(
+        trial.with_dys(lambda dy: 1024 * dy).gradients(), expected, "for 1024 dy", trial.small
+    )
+
+
+def dy_zero(trial: Trial) -> list[str]:
+    """Dy = 0 gives zero."""
+    zero = trial.with_dys(torch.zeros_like).gradients()
+    expected = {n: g if g is None else torch.zeros_like(g) for n, g in zero.items()}
+    return changed(zero, expected, "for dy = 0", 0.0)
+
+
+def dy_linear(trial: Trial) -> list[str]:
+    """The gradients for 2 dy + dy' are twice those for dy plus those for dy'."""
+    other = Trial.of(trial.subject, trial.arguments, trial.truth, seed=1)
+    mixed = [2 * dy + more for dy, more in zip(trial.dys, other.dys, strict=True)]
+    one, two = trial.gradients(), other.gradients()
+    terms = [g for g in (*one.values(), *two.values()) if g is not None]
+    now = replace(trial, dys=mixed).gradients()
+    when = "for 2 dy + dy' than from twice that for dy plus that for dy'"
+    return changed(now, _added(_times(one, 2.0), two), when, max(largest_of(terms), trial.small))
+
+
+def inputs_strided(trial: Trial) -> list[str]:
+    """Gradients do not depend on the strides of the inputs."""
+    for words, layout in (("strided", _strided), ("transposed", _transposed)):
+        arguments = {name: layout(tensor) for name, tensor in trial.arguments.items()}
+        try:
+            outputs = trial.subject.run(arguments).outputs
+        except RuntimeError as error:
+            raise Refused(f"the forward pass refuses {words} inputs: {first_line(error)}") from None
+        pairs = zip(trial.subject.run(trial.arguments).outputs, outputs, strict=True)
+        if not all(torch.allclose(y, y_now, equal_nan=True) for y, y_now in pairs):
+            raise Refused(f"the forward pass gives other numbers for {words} inputs")
+        found = _same(trial, replace(trial, arguments=arguments), f"for {words} inputs")
+        if found:
+            return found
+    return []
+
+
+def batch_of_one(trial: Trial) -> list[str]:
+    """A batch of one example has the right gradients."""
+    small = trial.resized(_batch(trial), 1)
+    return _right(small, "for a batch of one")
+
+
+def empty_batch(trial: Trial) -> list[str]:
+    """A batch without examples adds nothing to the gradients."""
+    small = trial.resized(_batch(trial), 0)
+    if any(dy.numel() for dy in small.dys):
+        raise Refused("the output of an empty batch is not empty")
+    try:
+        gradients = small.gradients()
+    except Exception as error:  # the subject's own, whatever it is
+        return [f"the backward pass fails for an empty batch: {first_line(error)}"]
+    lines = [
+        f"{line}, for an empty batch"
+        for name, gradient in gradients.items()
+        if (line := misfit(name, gradient, small.arguments[name]))
+    ]
+    for name, gradient in gradients.items():
+        if gradient is not None and not lines and gradient.numel() and largest(gradient) != 0:
+            lines.append(f"d{name} is not zero for an empty batch")
+    return lines
+
+
+def needed_gradients(trial: Trial) -> list[str]:
+    """Whichever gradients are asked for, they are the same."""
+    subject = trial.subject
+    if not isinstance(subject, RunsNeeding):
+        raise Refused("a pair of functions is not told which gradients are needed")
+    expected = trial.gradients()
+    names = list(expected)
+    for chosen in _choices(names):
+        if not isinstance(subject, ThroughAutograd) and "x" in chosen:
+            continue  # a layer knows two ways: with dx, or `backward_parameters`
+        when = f"if only {', '.join(chosen)} need{'s' if len(chosen) == 1 else ''} a gradient"
+        try:
+            got = subject.run_needing(trial.arguments, chosen).backward(trial.dys)
+        except Exception as error:  # the subject's own, whatever it is
+            return [f"it fails {when}: {first_line(error)}"]
+        found = changed(got, {name: expected[name] for name in chosen}, when, trial.small)
+        if found:
+            return found
+    return []
+
+
+def nothing_changed(trial: Trial) -> list[str]:
+    """Neither pass writes to dy or to the inputs."""
+    arguments = copies(trial.arguments)
+    dys = [dy.clone() for dy in trial.dys]
+    watch = Watch(arguments)
+    run = trial.subject.run(arguments)
+    lines = watch.changes("the forward pass")
+    watch = Watch(arguments | {_dy_name(i, dys): dy for i, dy in enumerate(dys)})
+    run.backward(dys)
+    return lines + watch.changes("the backward pass")
+
+
+def repeated_backward(trial: Trial) -> list[str]:
+    """A second backward pass of the same forward pass gives the same."""
+    run = trial.subject.run(trial.arguments)
+    once = cloned(run.backward(trial.copied_dys()))
+    try:
+        twice = run.backward(trial.copied_dys())
+    except Exception as error:  # the subject's own, whatever it is
+        raise Refused(f"it allows one backward pass only: {first_line(error)}") from None
+    return changed(twice, once, "in a second backward pass of the same forward pass", trial.small)
+
+
+def second_forward(trial: Trial) -> list[str]:
+    """A second forward pass before the backward pass does not change the gradients."""
+    expected = cloned(trial.gradients())
+    first = trial.subject.run(trial.arguments)
+    second = _elsewhere(trial)
+    lines = changed(
+        first.backward(trial.copied_dys()),
+        expected,
+        "after a second forward pass on other inputs",
+        trial.small,
+    )
+    if lines:
+        return lines
+    # And a gradient handed out is not written to by the next backward pass.
+    kept = trial.subject.run(trial.arguments).backward(trial.copied_dys())
+    second.backward(trial.copied_dys())
+    return changed(kept, expected, "after the backward pass of another forward pass", trial.small)
+
+
+def inputs_overwritten(trial: Trial) -> list[str]:
+    """If an input or output is overwritten before the backward pass, that is refused or harmless.
+
+    torch refuses it for what `ctx.save_for_backward` keeps, and cannot for an attribute of ctx.
+    """
+    if not isinstance(trial.subject, ThroughAutograd):
+        raise Refused("nothing can watch over what plain functions keep")
+    expected = cloned(trial.gradients())
+    lines: list[str] = []
+    for target in [*floating(trial.arguments), *range(len(trial.dys))]:
+        arguments = copies(trial.arguments)
+        run = trial.subject.run(arguments)
+        if isinstance(target, str):
+            tensor, what = arguments[target], target
+        else:
+            tensor, what = run.outputs[target], "the output"
+        with torch.no_grad():
+            tensor.mul_(-2)
+        try:
+            got = run.backward(trial.copied_dys())
+        except RuntimeError:
+            continue  # refused, as it should be
+        lines += changed(
+            got,
+            expected,
+            f"if {what} is overwritten in place before the backward pass",
+            trial.small,
+        )
+    return lines
+
+
+def used_twice(trial: Trial) -> list[str]:
+    """Used twice in one graph, the gradients add up, also to those that are there already."""
+    once = cloned(trial.gradients())
+    expected = _times(once, 2.0)
+    run = trial.subject.run(trial.arguments)
+    if isinstance(run, AccumulatingPass):
+        names = [name for name in once if name != "x"]
+        start = {name: torch.ones_like(trial.arguments[name]) for name in names}
+        onto: dict[str, Tensor | None] = {}
+        for name in names:
+            gradient = once[name]
+            onto[name] = start[name] if gradient is None else start[name] + gradient
+        got = run.backward_onto(trial.copied_dys(), start)
+        found = changed(got, onto, "where gradients are there already, to be added to", 1.0)
+        if found:
+            return found
+    if isinstance(trial.subject, ThroughAutograd):
+        function, seed = trial.subject.function, trial.subject.seed
+
+        def twice(arguments: Arguments) -> object:
+            once = tensors_of(function(arguments))
+            set_seed(seed)  # the same random numbers again
+            return [*once, *tensors_of(function(arguments))]
+
+        try:
+            both = replace(trial.subject, function=twice).run(trial.arguments)
+            got = both.backward([*trial.copied_dys(), *trial.copied_dys()])
+            return changed(got, expected, "if it is used twice in a graph", trial.small)
+        except RuntimeError as error:
+            return [f"it fails if used twice in one graph: {first_line(error)}"]
+    first = run.backward(trial.copied_dys())
+    second = trial.subject.run(trial.arguments).backward(trial.copied_dys())
+    return changed(_added(first, second), expected, "as the sum of two uses", trial.small)
+
+
+def fresh(trial: Trial) -> list[str]:
+    """A third pass gives what the first gave: nothing is carried over."""
+    first = cloned(trial.gradients())
+    _elsewhere(trial).backward(trial.copied_dys())
+    return changed(trial.gradients(), first, "after passes on other inputs", trial.small)
+
+
+Contract = Callable[[Trial], list[str]]
+
+CONTRACTS: Mapping[str, Contract] = {
+    "dy strided": dy_strided,
+    "dy transposed": dy_transposed,
+    "dy expanded": dy_expanded,
+    "dy scaled": dy_scaled,
+    "dy zero": dy_zero,
+    "linear in dy": dy_linear,
+    "inputs strided": inputs_strided,
+    "batch of one": batch_of_one,
+    "empty batch": empty_batch,
+    "requires_grad": needed_gradients,
+    "no mutation": nothing_changed,
+    "repeated backward": repeated_backward,
+    "second forward": second_forward,
+    "inputs overwritten": inputs_overwritten,
+    "used twice": used_twice,
+    "nothing carried over": fresh,
+}
+"""Determinism comes before them: see `determinism`."""
+
+
+def determinism(trial: Trial) -> Outcome:
+    """Two equal passes with equal seeds give equal gradients, but for rounding."""
+    first, largest_difference = cloned(trial.gradients()), 0.0
+    for _ in range(3):
+        again = trial.gradients()
+        lines = changed(again, first, "in an equal pass", trial.small)
+        if lines:
+            return Outcome("determinism", "FAIL", tuple(lines))
+        for name, gradient in again.items():
+            before = first.get(name)
+            if gradient is not None and before is not None:
+                largest_difference = max(largest_difference, worst(gradient, before)[1])
+    words = (f"equal passes differ by rounding, up to {largest_difference:.1e}",)
+    return Outcome("determinism", "PASS", words if largest_difference else ())
+
+
+def check_contract(name: str, trial: Trial) -> Outcome:
+    """Run a contract; an error of the subject's backward pass fails it."""
+    try:
+        with trial.put_back():
+            lines = CONTRACTS[name](trial)
+    except Refused as reason:
+        return Outcome(name, "SKIPPED", (str(reason),))
+    except Exception as error:  # the subject's own, whatever it is
+        return Outcome(name, "FAIL", (f"it fails: {first_line(error)}",))
+    return Outcome(name, "FAIL" if lines else "PASS", tuple(lines))
+
+
+# Helpers ------------------------------------------------------------------------------------------
+
+
+def _same(trial: Trial, other: Trial, when: str) -> list[str]:
+    expected = trial.gradients()
+    try:
+        got = other.gradients()
+    except Exception as error:  # the subject's own, whatever it is
+        return [f"the backward pass fails {when}: {first_line(error)}"]
+    return changed(got, expected, when, other.small)
+
+
+def _right(trial: Trial, when: str) -> list[str]:
+    try:
+        gradients = trial.gradients()
+    except Exception as error:  # the subject's own, whatever it is
+        return [f"the backward pass fails {when}: {first_line(error)}"]
+    return outside(trial, gradients, when)
+
+
+def _batch(trial: Trial) -> int:
+    """Return the length of the first axis of the first argument. Raises Refused without one."""
+    first = next(iter(trial.arguments.values()))
+    if not first.ndim:
+        raise Refused("the first argument has no axes")
+    return first.shape[0]
+
+
+def _choices(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Yield every choice of names but all of them."""
+    if 2 ** len(names) <= MOST_COMBINATIONS:
+        for count in range(1, len(names)):
+            yield from combinations(names, count)
+        return
+    for name in names[:MOST_COMBINATIONS]:
+        yield (name,)
+        yield tuple(other for other in names if other != name)
+
+
+def _strided(tensor: Tensor) -> Tensor:
+    """Return the same numbers with a gap before each along the last axis."""
+    if not tensor.ndim:
+        return tensor
+    wide = tensor.new_zeros((*tensor.shape[:-1], 2 * tensor.shape[-1]))
+    wide[..., 1::2] = tensor
+    return wide[..., 1::2]
+
+
+def _transposed(tensor: Tensor) -> Tensor:
+    """Return the same numbers with the axes in memory the other way round."""
+    axes = tuple(reversed(range(tensor.ndim)))
+    return tensor.permute(axes).contiguous().permute(axes)
+
+
+def _elsewhere(trial: Trial) -> Pass:
+    """Return a forward pass on other inputs. Raises Refused where they do not suit it."""
+    other = {
+        name: 0.75 * tensor if tensor.is_floating_point() else tensor
+        for name, tensor in trial.arguments.items()
+    }
+    try:
+        return trial.subject.run(other)
+    except Exception as error:  # the subject's own, whatever it is
+        raise Refused(f"the forward pass refuses other inputs: {first_line(error)}") from None
+
+
+def cloned(gradients: Gradients) -> dict[str, Tensor | None]:
+    """Return copies that nobody writes to."""
+    return {n: None if g is None else g.clone() for n, g in gradients.items()}
+
+
+def _times(gradients: Gradients, factor: float) -> dict[str, Tensor | None]:
+    return {n: None if g is None else factor * g for n, g in gradients.items()}
+
+
+def _added(a: Gradients, b: Gradients) -> dict[str, Tensor | None]:
+    added: dict[str, Tensor | None] = {}
+    for name, first in a.items():
+        second = b.get(name)
+        added[name] = second if first is None else first if second is None else first + second
+    return added
+
+
+def _dy_name(number: int, dys: Sequence[Tensor]) -> str:
+    return "dy" if len(dys) == 1 else f"dy[{number}]"

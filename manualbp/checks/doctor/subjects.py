@@ -1,0 +1,344 @@
+"""Each kind of thing that the doctor examines, wrapped as a Subject.
+
+Some of them can be told which gradients are asked for, which contracts make use of: `RunsNeeding`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from manualbp.checks.contract import WithLoss
+from manualbp.checks.doctor.subject import (
+    Arguments,
+    Gradients,
+    LayerPass,
+    LayerSubject,
+    Pass,
+    views_of,
+)
+from manualbp.layers import AnyLayer
+
+Forward = Callable[[Arguments], Any]
+"""Computes a tensor, or a tuple of tensors, from the arguments by name."""
+
+
+@runtime_checkable
+class RunsNeeding(Protocol):
+    """A subject that can be told which gradients are asked for."""
+
+    def run_needing(self, arguments: Arguments, names: Collection[str]) -> Pass:
+        """Make a forward pass that needs the gradients of these arguments alone."""
+        ...
+
+
+def set_seed(seed: int) -> None:
+    """Set torch's own generators, of the CPU and, once CUDA is in use, of its devices.
+
+    `torch.manual_seed` would do the same in a hundred times the time.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+
+
+@contextmanager
+def own_random_numbers(*cuda_devices: int) -> Generator[None]:
+    """Leave torch's own generators at the end as they were."""
+    with cast(Any, torch.random).fork_rng(devices=list(cuda_devices)):
+        yield
+
+
+def copies(arguments: Arguments) -> dict[str, Tensor]:
+    """Return the arguments in fresh memory, for a pass that may write to them."""
+    return {name: tensor.clone() for name, tensor in arguments.items()}
+
+
+def floating(arguments: Arguments) -> list[str]:
+    """Return the names of the arguments that can have a gradient."""
+    return [name for name, tensor in arguments.items() if tensor.is_floating_point()]
+
+
+@dataclass(frozen=True, eq=False)
+class ThroughAutograd:
+    """A function whose backward pass torch's autograd calls: a Function, a module, a callable.
+
+    `differentiable` names the arguments whose gradients are examined; None is all floating ones.
+    Before every run torch's generators are set to `seed`, so that a layer that draws random numbers
+    draws the same ones again.
+    """
+
+    name: str
+    function: Forward
+    differentiable: Collection[str] | None = None
+    seed: int = 0
+    returned: list[object] = field(default_factory=list[object])
+    """What the Function's own backward returned last, where `function` writes it down."""
+
+    def run(self, arguments: Arguments) -> AutogradPass:
+        names = floating(arguments)
+        if self.differentiable is not None:
+            names = [name for name in names if name in self.differentiable]
+        return self.run_needing(arguments, names)
+
+    def run_needing(self, arguments: Arguments, names: Collection[str]) -> AutogradPass:
+        leaves = {
+            name: tensor.detach().requires_grad_(name in names)
+            for name, tensor in arguments.items()
+        }
+        set_seed(self.seed)
+        with torch.enable_grad():
+            outputs = tensors_of(self.function(leaves))
+        return AutogradPass(
+            [y for y in outputs if y.is_floating_point()],
+            {name: leaf for name, leaf in leaves.items() if leaf.requires_grad},
+            list(leaves),
+            self.returned,
+        )
+
+
+class AutogradPass:
+    """A graph of autograd that waits for its backward pass."""
+
+    def __init__(
+        self,
+        outputs: Sequence[Tensor],
+        leaves: Mapping[str, Tensor],
+        places: Sequence[str],
+        returned: list[object],
+    ) -> None:
+        self._graph = outputs
+        self._leaves = leaves
+        self._places = places
+        self._returned = returned
+        self.remarks: list[str] = []
+        """What torch put right without a word."""
+
+    @property
+    def outputs(self) -> Sequence[Tensor]:
+        return [y.detach() for y in self._graph]
+
+    @property
+    def differentiable(self) -> list[str]:
+        """Return the names of the arguments that have a gradient."""
+        return list(self._leaves)
+
+    def backward(self, dys: Sequence[Tensor]) -> Gradients:
+        """Return what autograd hands on, or what the Function returned if autograd refuses it."""
+        pairs = [(y, dy) for y, dy in zip(self._graph, dys, strict=True) if y.requires_grad]
+        if not pairs:
+            return dict.fromkeys(self._leaves)
+        self._returned.clear()
+        try:
+            gradients = torch.autograd.grad(
+                [y for y, _ in pairs],
+                list(self._leaves.values()),
+                [dy for _, dy in pairs],
+                retain_graph=True,
+                allow_unused=True,
+            )
+        except RuntimeError:
+            own = self._own()
+            if any(_misshapen(own.get(name), leaf) for name, leaf in self._leaves.items()):
+                return own
+            raise
+        for name, gradient in self._own().items():
+            leaf = self._leaves[name]
+            if gradient is not None and gradient.shape != leaf.shape:
+                self.remarks.append(
+                    f"d{name} is returned as {shape_of(gradient)} where {name} is "
+                    f"{shape_of(leaf)}: torch sums it to that shape, other callers will not"
+                )
+        return dict(zip(self._leaves, gradients, strict=True))
+
+    def _own(self) -> dict[str, Tensor | None]:
+        """Return by name what the Function's backward returned; empty where that is not known."""
+        if len(self._returned) < len(self._places):
+            return {}
+        return {
+            name: value if isinstance(value, Tensor) else None
+            for name, value in zip(self._places, self._returned, strict=False)
+            if name in self._leaves
+        }
+
+
+def _misshapen(gradient: Tensor | None, leaf: Tensor) -> bool:
+    return gradient is not None and gradient.shape != leaf.shape
+
+
+def recorded(function: type[Function], returned: list[object]) -> type[Function]:
+    """Return the same Function, which writes down in `returned` what its backward returns.
+
+    autograd sums and converts gradients before anybody sees them, and drops them if it cannot.
+    """
+    own_backward = cast(Callable[..., Any], function.backward)
+
+    def backward(ctx: Any, *dys: Any) -> Any:
+        gradients = own_backward(ctx, *dys)
+        returned[:] = _listed(gradients)
+        return gradients
+
+    if own_backward is Function.backward:  # it has a vjp, or nothing at all
+        return function
+    return cast(
+        type[Function], type(function.__name__, (function,), {"backward": staticmethod(backward)})
+    )
+
+
+class OfModule:
+    """A torch.nn.Module as a function of its inputs and its parameters by name.
+
+    The module that was given is left alone: each dtype and device has a copy, for its buffers. A
+    copy starts every pass with the buffers and the mode that the module had.
+    """
+
+    def __init__(self, module: nn.Module, call: Callable[[nn.Module, Arguments], Any]) -> None:
+        self._module = module
+        self._call = call
+
+    def __call__(self, arguments: Arguments) -> Any:
+        """Return what the module returns."""
+        like = next(tensor for tensor in arguments.values() if tensor.is_floating_point())
+        module = deepcopy(self._module).to(like.device, like.dtype)
+        named = {name for name, _ in module.named_parameters()}
+        for name in named & arguments.keys():
+            _set_parameter(module, name, arguments[name])
+        return self._call(module, arguments)
+
+
+def _set_parameter(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a tensor in the place of a parameter, which autograd then sees."""
+    owner, _, last = name.rpartition(".")
+    part = module.get_submodule(owner)
+    delattr(part, last)  # so that what follows registers nothing
+    setattr(part, last, tensor)
+
+
+@dataclass(frozen=True, eq=False)
+class OfLayer:
+    """A hand-written layer with a name of its own, in whatever dtype x is."""
+
+    name: str
+    layer: AnyLayer
+    training: bool = True
+    seed: int = 0
+
+    def run(self, arguments: Arguments) -> LayerPass:
+        layer = moved(self.layer, arguments["x"])
+        return LayerSubject(layer, self.training, self.seed).run(arguments)
+
+    def run_needing(self, arguments: Arguments, names: Collection[str]) -> Pass:
+        """Without x among the names the backward pass is `backward_parameters`."""
+        run = self.run(arguments)
+        return run if "x" in names else ParametersPass(run)
+
+
+@dataclass(frozen=True, eq=False)
+class ParametersPass:
+    """A layer's forward pass that waits for `backward_parameters`."""
+
+    run: LayerPass
+
+    @property
+    def outputs(self) -> Sequence[Tensor]:
+        return self.run.outputs
+
+    def backward(self, dys: Sequence[Tensor]) -> Gradients:
+        run, shapes = self.run, self.run.layer.shapes()
+        params = views_of(shapes, run.arguments)
+        grads = {name: torch.zeros_like(tensor) for name, tensor in params.named()}
+        run.layer.backward_parameters(params, run.saved, dys[0], views_of(shapes, grads))
+        return grads
+
+
+def moved(layer: AnyLayer, like: Tensor) -> AnyLayer:
+    """Return the layer with the tensors that it holds where `like` is, in its dtype."""
+    if not isinstance(layer, WithLoss):
+        return layer
+    return layer.with_tensors(
+        lambda tensor: tensor.to(like.device, like.dtype if tensor.is_floating_point() else None)
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class OfPair:
+    """Two plain functions: (y, saved) = forward(*inputs), gradients = backward(dy, saved).
+
+    Several outputs are a tuple y, and dy is a tuple then. If forward returns y alone, the pair is
+    an object that keeps what it needs, and its backward takes dy alone. The gradients are in the
+    order of the inputs.
+    """
+
+    name: str
+    forward: Forward
+    backward: Callable[..., Any]
+    seed: int = 0
+
+    def run(self, arguments: Arguments) -> PairPass:
+        set_seed(self.seed)
+        return PairPass(self, arguments)
+
+
+class PairPass:
+    """A forward pass of a pair, with what it saved."""
+
+    def __init__(self, pair: OfPair, arguments: Arguments) -> None:
+        self._backward = pair.backward
+        self._arguments = list(arguments)
+        self._names = floating(arguments)
+        with torch.no_grad():
+            result = pair.forward(arguments)
+        self._saved: tuple[object, ...] = ()
+        self._several = False
+        if isinstance(result, tuple):
+            y, *saved = cast(tuple[Any, ...], result)
+            self._saved, result = tuple(saved), y
+            self._several = isinstance(y, (tuple, list))
+        self._outputs = tensors_of(result)
+
+    @property
+    def outputs(self) -> Sequence[Tensor]:
+        return self._outputs
+
+    def backward(self, dys: Sequence[Tensor]) -> Gradients:
+        """Raises ValueError if there is not one gradient for each input."""
+        with torch.no_grad():
+            result = self._backward(tuple(dys) if self._several else dys[0], *self._saved)
+        given = list(
+            cast(Sequence[object], result if isinstance(result, (tuple, list)) else [result])
+        )
+        wanted = self._arguments if len(given) == len(self._arguments) else self._names
+        if len(given) != len(wanted):
+            raise ValueError(
+                f"backward returns {len(given)} gradients for {len(self._arguments)} inputs: "
+                "give one for each, None where there is none"
+            )
+        return {
+            name: value if isinstance(value, Tensor) else None
+            for name, value in zip(wanted, given, strict=True)
+            if name in self._names
+        }
+
+
+def _listed(result: object) -> list[object]:
+    return list(cast(Sequence[object], result)) if isinstance(result, (tuple, list)) else [result]
+
+
+def tensors_of(result: object) -> list[Tensor]:
+    """Return the tensors of a result. Raises TypeError where there is none."""
+    found = [item for item in _listed(result) if isinstance(item, Tensor)]
+    if not found:
+        raise TypeError(f"the forward pass returns {type(result).__name__}, expected a tensor")
+    return found
+
+
+def shape_of(tensor: Tensor) -> str:
+    """Return "4×3", or "scalar"."""
+    return "×".join(map(str, tensor.shape)) or "scalar"

@@ -1,0 +1,433 @@
+"""Right and wrong backward passes, as their authors might have written them."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+# Right ones ---------------------------------------------------------------------------------------
+
+
+class LinearFunction(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return x @ weight.T + bias
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        dx = dweight = dbias = None
+        if ctx.needs_input_grad[0]:
+            dx = dy @ weight
+        if ctx.needs_input_grad[1]:
+            dweight = dy.T @ x
+        if ctx.needs_input_grad[2]:
+            dbias = dy.sum(0)
+        return dx, dweight, dbias
+
+
+class ReLU(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        return dy * (x >= 0)  # 1 at the kink, where torch has 0
+
+
+def ReLU_inputs() -> Tensor:
+    return torch.tensor([0.0, 1.0, -1.0, 0.0, 0.5])
+
+
+class SavesItsOutput(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = x.softmax(-1)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        (y,) = ctx.saved_tensors
+        return y * (dy - (dy * y).sum(-1, keepdim=True))
+
+
+class LayerNorm(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        scale = (centred.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+        ctx.save_for_backward(centred * scale, scale, gamma)
+        return centred * scale * gamma + beta
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        h, scale, gamma = ctx.saved_tensors
+        dh = dy * gamma
+        dx = dh - dh.mean(-1, keepdim=True) - h * (dh * h).mean(-1, keepdim=True)
+        rows = tuple(range(dy.ndim - 1))
+        return scale * dx, (dy * h).sum(rows), dy.sum(rows)
+
+
+class CrossEntropy(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, target: Tensor) -> Tensor:
+        p = x.softmax(-1)
+        ctx.save_for_backward(p, target)
+        return -p.gather(1, target[:, None]).log().mean()
+
+    @staticmethod
+    def backward(ctx: Any, dE: Tensor) -> Any:
+        p, target = ctx.saved_tensors
+        return dE * (p - nn.functional.one_hot(target, p.shape[1])) / len(target), None
+
+
+def CrossEntropy_inputs() -> tuple[Tensor, Tensor]:
+    return torch.randn(4, 5), torch.tensor([0, 3, 1, 1])
+
+
+class Mask(Function):
+    """Draws random numbers, of the dtype of x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, p: float = 0.5) -> Tensor:
+        mask = (torch.rand_like(x) > p).to(x.dtype) / (1 - p)
+        ctx.save_for_backward(mask)
+        return x * mask
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        return dy * ctx.saved_tensors[0], None
+
+
+class WithSetup(Function):
+    @staticmethod
+    def forward(u: Tensor, v: Tensor) -> Tensor:
+        return u * v
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        u, v = ctx.saved_tensors
+        return dy * v, dy * u
+
+
+class TwoOutputs(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Any:
+        ctx.save_for_backward(x)
+        return x.sin(), x.cos()
+
+    @staticmethod
+    def backward(ctx: Any, ds: Tensor, dc: Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        return ds * x.cos() - dc * x.sin()
+
+
+class Log(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.log()
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        return dy / ctx.saved_tensors[0]
+
+
+class Float32Only(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        if x.dtype != torch.float32:
+            raise TypeError(f"float32 only, not {x.dtype}")
+        ctx.save_for_backward(x)
+        return x.exp()
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        return dy * ctx.saved_tensors[0].exp()
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+        self.register_buffer("shift", torch.ones(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ReLU.apply(self.linear(x) + self.shift)
+
+
+net = Net()
+
+
+def product_forward(x: Tensor, w: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    return x @ w.T, (x, w)
+
+
+def product_backward(dy: Tensor, saved: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    x, w = saved
+    return dy @ w, dy.T @ x
+
+
+pair = (product_forward, product_backward)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return nn.functional.linear(x, weight, bias)
+
+
+# Wrong ones ---------------------------------------------------------------------------------------
+
+
+class WrongSign(LinearFunction):
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        dx, dweight, dbias = LinearFunction.backward(ctx, dy)
+        return dx, None if dweight is None else -dweight, dbias
+
+
+class WrongShape(LinearFunction):
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        dx, dweight, _ = LinearFunction.backward(ctx, dy)
+        return dx, dweight, dy.sum(1)
+
+
+class Unsummed(LinearFunction):
+    """torch sums what comes back to the shape of bias."""
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        dx, dweight, _ = LinearFunction.backward(ctx, dy)
+        return dx, dweight, dy
+
+
+class ComputesAll(LinearFunction):
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        dx, dweight, dbias = LinearFunction.backward(ctx, dy)
+        if not ctx.needs_input_grad[1]:
+            return dbias  # one gradient for three inputs
+        return dx, dweight, dbias
+
+
+class TwiceAtTheKink(ReLU):
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        return dy * (x > 0) + 2 * dy * (x == 0)
+
+
+TwiceAtTheKink_inputs = ReLU_inputs
+
+
+class Double(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        return 2 * dy
+
+
+class NeedsContiguous(Double):
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        return 2 * dy.view(-1).view(dy.shape)
+
+
+class ReadsMemory(Double):
+    """As a kernel does that takes dy to lie in one piece."""
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        count = dy.untyped_storage().nbytes() // dy.element_size()
+        memory = dy.as_strided((count,), (1,), 0)
+        return 2 * memory[torch.arange(dy.numel()) % count].reshape(dy.shape)
+
+
+class WritesToDy(Double):
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        return dy.mul_(2)
+
+
+class WritesToX(Double):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = 2 * x
+        x.data.zero_()
+        return y
+
+
+class IgnoresDy(Double):
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        return torch.full_like(dy, 2.0)
+
+
+class UsesDyTwice(Double):
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        return 2 * dy * dy
+
+
+class CapsDy(Double):
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        return 2 * dy.clamp(-100, 100)
+
+
+class AddsAConstant(Double):
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        return 2 * dy + 1e-3
+
+
+class Square(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.x = x  # not watched by torch
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        return 2 * dy * ctx.x
+
+
+class Remembers(Square):
+    """Keeps x on the class: the last forward pass wins."""
+
+    last: Any = None
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        Remembers.last = x.clone()
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        return 2 * dy * Remembers.last
+
+
+class Accumulates(Double):
+    """Adds up in a buffer that nobody empties."""
+
+    buffer: Any = 0.0
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        if not isinstance(Accumulates.buffer, Tensor) or Accumulates.buffer.shape != dy.shape:
+            Accumulates.buffer = torch.zeros_like(dy)
+        Accumulates.buffer = Accumulates.buffer.to(dy) + 2 * dy
+        return Accumulates.buffer
+
+
+class SpendsItsContext(Double):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.calls = 0
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        ctx.calls += 1
+        return 2 * dy * ctx.calls
+
+
+class BatchTooSmall(Double):
+    """Wrong for one example alone."""
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        return 2 * dy if len(dy) > 1 else 3 * dy
+
+
+class BatchNotEmpty(Double):
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        dy.amax()
+        return 2 * dy
+
+
+class Float32Inside(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.exp()
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        return dy.float() * ctx.saved_tensors[0].float().exp()
+
+
+class HalfInside(Float32Inside):
+    """Right in float64, and in float32 no better than float16."""
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        if x.dtype == torch.float64:
+            return dy * x.exp()
+        return (dy.half() * x.half().exp()).to(x.dtype)
+
+
+class Rolls(Double):
+    """Not deterministic."""
+
+    calls = 0
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        Rolls.calls += 1
+        return 2 * dy * (1 + 0.01 * (Rolls.calls % 2))
+
+
+class OneInAThousand(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        dx = dy * ctx.saved_tensors[0].cos()
+        if dx.numel() > 77:
+            dx.view(-1)[77] *= 1.001
+        return dx
+
+
+def OneInAThousand_inputs() -> Tensor:
+    return torch.randn(40, 25)
+
+
+class Fails(Double):
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        raise KeyError("no such thing")
+
+
+def wrong_forward(x: Tensor, w: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    return x @ w.T, (x, w)
+
+
+wrong_pair = (wrong_forward, lambda dy, saved: dy @ saved[1])
+
+
+class TakesClasses(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise ValueError("no input suits it")
+
+
+not_a_target = 3.0
+ends = None
