@@ -26,6 +26,7 @@ from rich.console import Console
 
 from manualbp.checks.bench import BenchConfig, bench
 from manualbp.checks.compare import CompareConfig, compare, print_rows
+from manualbp.checks.doctor.command import CheckConfig, check
 from manualbp.checks.doctor.selftest_config import SelftestConfig
 from manualbp.checks.engines import build_engine
 from manualbp.checks.locate import LocateConfig, locate, print_location
@@ -46,6 +47,7 @@ DESCRIPTION = "Deep learning with every backward pass written by hand, proved ag
 Command: TypeAlias = (
     TrainConfig
     | CompareConfig
+    | CheckConfig
     | LocateConfig
     | SelftestConfig
     | BenchConfig
@@ -67,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command, *others = [_parse(line, base) for line in several(words)]
         if isinstance(command, CompareConfig):
             return _compare(command)
+        if isinstance(command, CheckConfig):
+            return check(command)
         if isinstance(command, LocateConfig):
             return _locate(command)
         if isinstance(command, BenchConfig):
@@ -225,6 +229,7 @@ def _parse(words: list[str], base: TrainConfig) -> Command:
     commands: Any = (
         Annotated[TrainConfig, tyro.conf.subcommand("train", default=base)]
         | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
+        | Annotated[CheckConfig, tyro.conf.subcommand("check")]
         | Annotated[LocateConfig, tyro.conf.subcommand("locate")]
         | Annotated[BenchConfig, tyro.conf.subcommand("bench")]
         | Annotated[ExplainConfig, tyro.conf.subcommand("explain")]
@@ -264,7 +269,8 @@ def _in_one_line(text: str) -> str:
             said += [f"Perhaps you meant: {get_close_matches(typed[0], options, 1, 0.0)[0]}"]
         elif "helptext" not in hint:
             said.append(hint)
-    return "; ".join(" ".join(part.split()) for part in said)
+    # On a narrow terminal the full stop may stand on a line of its own.
+    return "; ".join(" ".join(part.split()).replace(" .", ".") for part in said)
 
 
 def _base_config(words: list[str]) -> TrainConfig:

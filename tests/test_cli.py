@@ -158,11 +158,11 @@ def test_debug_shows_the_traceback(here: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("", "Expected one of {train, compare, locate, bench, explain, errata, selftest}."),
+        ("", "Expected one of {train, compare, check, locate, bench, explain, errata, selftest}."),
         (
             "trian",
             "Unrecognized options: trian; "
-            "Available subcommands: train, compare, locate, bench, explain, errata",
+            "Available subcommands: train, compare, check, locate, bench, explain, errata",
         ),
         ("--data iris", "Unrecognized or misplaced options: --data .*; Perhaps you meant: --data"),
         ("train iris", "Unrecognized options: iris"),
