@@ -112,6 +112,8 @@ def _of_one(lab: Laboratory, name: str, draw: Draw, limit: float) -> list[Diagno
         largest = max((largest_of(dy.double()) for dy in draw.dys), default=0.0)
         if largest_of(gradient.double() - right) <= 16 * unit * largest:
             return found  # where a function is flat, its slope is lost to rounding of its value
+        if error <= 4 * _cost_of_rounding(lab, name, draw):
+            return found
         words = f"precision is lost in the gradient of {name}: the same pass is right in float64"
         dtype = kind(working_dtype(draw.arguments))
         evidence = f"in {dtype} its error is {error:.1e}, and rounding explains {limit:.1e}"
@@ -176,6 +178,23 @@ def wrong_at_kinks_only(lab: Laboratory, name: str, draw: Draw, limit: float) ->
         if not bounds[0] - noise <= ours[at].item() <= bounds[1] + noise:
             return False
     return True
+
+
+def _cost_of_rounding(lab: Laboratory, name: str, draw: Draw) -> float:
+    """Return how far the truth itself moves when the arguments are rounded in other ways.
+
+    Near a tie or a kink rounding decides which branch is taken, and the truth jumps.
+    """
+    eps, worst = torch.finfo(working_dtype(draw.arguments)).eps, 0.0
+    for seed in range(8):
+        moved = {
+            n: t.double() * (1 + 2 * eps * random_like(t.double(), 40 + seed))
+            if t.is_floating_point()
+            else t
+            for n, t in draw.arguments.items()
+        }
+        worst = max(worst, error_of(lab.true(moved, draw.dys)[name], draw.true[name]))
+    return worst
 
 
 def _of_other_dys(lab: Laboratory, name: str, draw: Draw, limit: float) -> list[Diagnosis]:

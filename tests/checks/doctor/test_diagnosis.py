@@ -10,6 +10,7 @@ import torch
 
 from manualbp.checks.differences import central_differences
 from manualbp.checks.doctor.diagnosis import diagnose
+from manualbp.checks.doctor.mutants import specimens_of_layers
 from manualbp.checks.doctor.subject import LayerSubject
 from manualbp.layers import Linear
 
@@ -439,3 +440,24 @@ def test_truth_by_differences_accuses_nobody():
     wrong = Pair(swish, lambda p, dy, x: {"x": -0.5 * dy * swish_slope(x)})
     found = diagnose(wrong, arguments, [dy], differences)
     assert causes(found) == [("constant factor", "x"), ("sign", "x")]
+
+
+def test_a_winner_that_rounding_decides_is_no_loss_of_precision():
+    # With seed 9 two pieces of a Maxout are so near to each other that bfloat16 takes the other.
+    found = specimens_of_layers(9, torch.bfloat16)
+    (maxout,) = (s for s in found if s.label == "Maxout, normal")
+    right = maxout.truth(maxout.arguments, maxout.dys)["x"]
+    ours = maxout.subject.run(maxout.arguments).backward(maxout.dys)["x"].double()
+    assert (ours - right).abs().max() > 0.3 * right.abs().max()
+    assert diagnose(maxout.subject, maxout.arguments, maxout.dys, maxout.truth) == []
+
+
+@pytest.mark.parametrize("forward", [swish, cubed])
+def test_precision_that_is_lost_in_one_dtype_only_is_told(forward):
+    def backward(p, dy, x):
+        slope = swish_slope(x) if forward is swish else 3 * x * x
+        g = dy * slope
+        return {"x": g.bfloat16().float() if g.dtype == torch.float32 else g}
+
+    found = examine(forward, backward, {"x": (5, 6)}, dtype=torch.float32)
+    assert causes(found) == [("precision", "x")]
