@@ -68,6 +68,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.x)
 
+    def to(self, device: torch.device) -> Split:
+        """Return the examples on a device; from pinned memory the host does not wait for them."""
+        return Split(self.x.to(device, non_blocking=True), self.t.to(device, non_blocking=True))
+
 
 @dataclass(frozen=True)
 class Data:
@@ -153,16 +157,24 @@ def load(
     return Data(table.name, task, classes, train, val, test)
 
 
-def batches(split: Split, size: int, order: Tensor) -> Iterator[Split]:
-    """Yield the examples in this order, `size` at a time; the last batch may be smaller.
+def in_order(split: Split, order: Tensor, *, pin_memory: bool = False) -> Split:
+    """Return copies of the rows with these numbers, order (N,) int64; in pinned memory if asked."""
 
-    order (N,): int64 row numbers. Size 0 is the full batch, 1 is online learning. The rows are
-    gathered once, so that a batch is a view and costs no copy.
+    def rows(tensor: Tensor) -> Tensor:
+        gathered = tensor.index_select(0, order)
+        return gathered.pin_memory() if pin_memory else gathered
+
+    return Split(rows(split.x), rows(split.t))
+
+
+def batches(split: Split, size: int) -> Iterator[Split]:
+    """Yield the examples, `size` at a time, as views; the last batch may be smaller.
+
+    Size 0 is the full batch, 1 is online learning.
     """
-    x, t = split.x.index_select(0, order), split.t.index_select(0, order)
-    size = size or len(order)
-    for batch_x, batch_t in zip(torch.split(x, size), torch.split(t, size), strict=True):
-        yield Split(batch_x, batch_t)
+    size = size or len(split)
+    for x, t in zip(torch.split(split.x, size), torch.split(split.t, size), strict=True):
+        yield Split(x, t)
 
 
 # Sources ------------------------------------------------------------------------------------------

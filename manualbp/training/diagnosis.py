@@ -20,8 +20,8 @@ def first_not_finite(trainer: Trainer, model: AnyLayer, params: Parameters) -> s
     The trainer stands where the epoch began, as `NotFinite` leaves it. Normal steps are not checked
     one by one: that would make the device wait for the host at each of them.
     """
-    steps, _ = trainer.plan_epoch()
-    for batch in steps[trainer.progress.position :]:
+    rows, _ = trainer.plan_epoch()
+    for batch in rows.batches(trainer.progress.position):
         before = trainer.engine.copy_weights()
         trainer.engine.watch()
         y = trainer.engine.step(batch.x, batch.t)

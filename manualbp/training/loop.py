@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from manualbp.schedules import Schedule
-from manualbp.training.data import Split, batches
+from manualbp.training.data import Split
 from manualbp.training.early_stopping import EarlyStopping, StopReason
 from manualbp.training.engine import Engine
+from manualbp.training.feed import Epoch
 from manualbp.training.objective import Objective
 
 Weights = dict[str, Tensor]
@@ -74,8 +75,8 @@ class Trainer:
     objective: Objective
     schedule: Schedule
     learning_rate: float
-    train: Split
-    val: Split
+    train: Split  # on the host
+    val: Split  # where the engine computes
     batch_size: int  # rows of one update; 0 is all of them
     max_epochs: int
     stopper: EarlyStopping
@@ -83,6 +84,11 @@ class Trainer:
     progress: Progress = field(default_factory=Progress)
     best: Weights = field(default_factory=dict[str, Tensor])
     _places: Sequence[Tensor] = field(default=(), init=False)  # for the outputs of this epoch
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the engine computes."""
+        return self.val.x.device
 
     def fit(self, observer: Observer) -> StopReason:
         """Train until early stopping or `max_epochs`; return why it ended.
@@ -100,12 +106,12 @@ class Trainer:
         began = perf_counter() - progress.seconds
         epoch = progress.epoch + 1
         details = observer.wants_details(epoch)
-        steps, rates = self.plan_epoch()
+        rows, rates = self.plan_epoch()
+        coming = rows.batches(progress.position)
         before: Weights = {}
         with self.engine.context():
-            for position in range(progress.position, len(steps)):
-                batch = steps[position]
-                last = position == len(steps) - 1
+            for batch in coming:
+                last = progress.position == len(rates) - 1
                 if last and details:
                     before = self.engine.copy_weights()
                     self.engine.watch()
@@ -113,8 +119,7 @@ class Trainer:
                 if not last:
                     progress.seconds = perf_counter() - began
                     observer.after_update(self)
-        targets = torch.cat([batch.t for batch in steps])
-        train = self.objective.metrics(torch.cat(progress.outputs), targets)
+        train = self.objective.metrics(torch.cat(progress.outputs), rows.targets())
         val = self.objective.metrics(self.engine.predict(self.val.x), self.val.t)
         for part, metrics in (("training", train), ("validation", val)):
             if not isfinite(metrics["loss"]):
@@ -130,8 +135,8 @@ class Trainer:
         norms, ratios = self._details(before) if details else ({}, {})
         return EpochReport(epoch, train, val, rates[-1], norms, ratios)
 
-    def plan_epoch(self) -> tuple[list[Split], list[float]]:
-        """Return the batches of the epoch under way and their learning rates; tell the engine.
+    def plan_epoch(self) -> tuple[Epoch, list[float]]:
+        """Return the rows of the epoch under way and each update's learning rate; tell the engine.
 
         The order of the examples follows from seed and epoch alone, so a run that goes on in the
         middle of an epoch finds the same batches.
@@ -139,11 +144,11 @@ class Trainer:
         epoch = self.progress.epoch
         generator = torch.Generator().manual_seed(self.seed + 1_000_003 * (epoch + 1))
         order = torch.randperm(len(self.train), generator=generator)
-        steps = list(batches(self.train, self.batch_size, order.to(self.train.x.device)))
-        fractions = [epoch + position / len(steps) for position in range(len(steps))]
+        rows = Epoch(self.train, order, self.batch_size, self.device)
+        fractions = [epoch + position / len(rows) for position in range(len(rows))]
         rates = [self.learning_rate * self.schedule.factor(fraction) for fraction in fractions]
         self.engine.plan(rates[self.progress.position :])
-        return steps, rates
+        return rows, rates
 
     def record(self, y: Tensor) -> None:
         """Keep a copy of an update's outputs: their loss is the epoch's training loss."""
@@ -175,11 +180,11 @@ class Trainer:
         """Go back to a snapshot. Raises ValueError or KeyError for one of another run."""
         self.engine.load_weights(snapshot["weights"])
         self.engine.load_memory(snapshot["memory"])
-        self.best = {name: best.to(self.train.x.device) for name, best in snapshot["best"].items()}
+        self.best = {name: best.to(self.device) for name, best in snapshot["best"].items()}
         self.stopper.load_state_dict(snapshot["early_stopping"])
         names = ("epoch", "position", "steps", "seconds", "outputs")
         self.progress = Progress(**{name: snapshot[name] for name in names})
-        self.progress.outputs = [y.to(self.train.x.device) for y in self.progress.outputs]
+        self.progress.outputs = [y.to(self.device) for y in self.progress.outputs]
         self._places = ()
 
     def _details(self, before: Weights) -> tuple[dict[str, float], dict[str, float]]:

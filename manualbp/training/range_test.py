@@ -201,7 +201,7 @@ def find_learning_rate(config: TrainConfig, build_engine: EngineBuilder) -> Rang
     trainer.learning_rate = LOWEST
     trainer.schedule = Growing(HIGHEST / LOWEST, epochs)
     trainer.max_epochs = ceil(epochs) + 1
-    rows = Split(trainer.train.x[:ROWS], trainer.train.t[:ROWS])
+    rows = Split(trainer.train.x[:ROWS], trainer.train.t[:ROWS]).to(trainer.device)
     observer = _Observer(rows, batches, updates, signals)
     configure_processor(config, trainer)
     with open_experiment(config, "find-lr") as directory, signals.noted():

@@ -88,7 +88,6 @@ def prepare(config: TrainConfig, build_engine: EngineBuilder) -> Run:
         config.data,
         seed=config.seed,
         dtype=DTYPES[config.dtype],
-        device=device,
         target=config.target,
         task=config.task,
         fold=config.fold_of_folds,
@@ -170,7 +169,7 @@ class Run:
             schedule=config.build_schedule(),
             learning_rate=config.learning_rate,
             train=goal.targets(data.train),
-            val=goal.targets(data.val),
+            val=goal.targets(data.val).to(device),
             batch_size=config.batch_size * config.accumulate,
             max_epochs=config.max_epochs,
             stopper=stopper,
@@ -306,7 +305,7 @@ class Run:
         if trainer.best:
             trainer.engine.load_weights(trainer.best)
         self.validation = val = goal.metrics(trainer.engine.predict(trainer.val.x), trainer.val.t)
-        test = trainer.val if self.config.fold else goal.targets(self.data.test)
+        test = trainer.val if self.config.fold else goal.targets(self.data.test).to(self.device)
         y = trainer.engine.predict(test.x)
         metrics = goal.metrics(y, test.t)
         epoch, stopper = trainer.progress.epoch, trainer.stopper

@@ -13,7 +13,7 @@ from sklearn import datasets
 
 from manualbp.errors import UsageError
 from manualbp.training import data
-from manualbp.training.data import Data, Split, batches, load
+from manualbp.training.data import Data, Split, batches, in_order, load
 
 PARTS = ("train", "val", "test")
 
@@ -268,7 +268,7 @@ def test_everything_lies_on_the_device(source, device):
 def test_batches_cover_every_row_once_in_the_order(size, sizes):
     split = Split(torch.arange(20.0).view(10, 2), torch.arange(10))
     order = torch.tensor([3, 1, 4, 0, 5, 9, 2, 6, 8, 7])
-    got = list(batches(split, size, order))
+    got = list(batches(in_order(split, order), size))
     assert [len(batch) for batch in got] == sizes
     assert torch.equal(torch.cat([batch.t for batch in got]), order)
     assert torch.equal(torch.cat([batch.x for batch in got]), split.x[order])
@@ -276,7 +276,7 @@ def test_batches_cover_every_row_once_in_the_order(size, sizes):
 
 def test_batches_are_views_of_one_permuted_tensor():
     split = Split(torch.arange(20.0).view(10, 2), torch.arange(10))
-    got = list(batches(split, 3, torch.arange(10).flip(0)))
+    got = list(batches(in_order(split, torch.arange(10).flip(0)), 3))
     for field, width in ("x", 2), ("t", 1):
         tensors = [getattr(batch, field) for batch in got]
         assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1

@@ -287,7 +287,7 @@ def test_the_seed_of_the_weights_leaves_the_order_of_the_examples(tmp_path: Path
     starts = [run.params.flat for run in runs]
     assert torch.equal(starts[1], starts[2])
     assert not torch.equal(starts[0], starts[1])
-    first = [run.trainer.plan_epoch()[0][0].x for run in runs]
+    first = [next(run.trainer.plan_epoch()[0].batches()).x for run in runs]
     assert torch.equal(first[0], first[1])
     assert not torch.equal(first[0], first[2])
 

@@ -26,7 +26,7 @@ from manualbp.models import build
 from manualbp.optimizers import SGD, Adam, Optimizer
 from manualbp.parameters import Parameters
 from manualbp.training.config import TrainConfig
-from manualbp.training.data import Split, batches, load
+from manualbp.training.data import Split, batches, in_order, load
 from manualbp.training.engine import ManualEngine
 from manualbp.training.step import TrainingStep
 
@@ -80,7 +80,7 @@ class Workload:
         order = torch.arange(number * self.batch_size)
         parts = [
             (_ready(part.x, dtype, device), _ready(part.t, dtype, device))
-            for part in batches(split, self.batch_size, order)
+            for part in batches(in_order(split, order), self.batch_size)
         ]
         start = Parameters(start.shapes, start.flat.to(dtype))
         return Problem(self.step, start, self.parts, parts)
