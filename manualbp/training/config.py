@@ -165,8 +165,8 @@ class TrainConfig:
     """bf16-mixed: the passes of the network in bfloat16; parameters, loss, sums of gradients and
     update in float32."""
     tf32: bool = False
-    """Matrix products of float32 on CUDA in TF32: several times as fast, with 10 bits after the
-    point for float32's 23."""
+    """Matrix products of float32 on CUDA in TF32: quicker, with 10 bits after the point for
+    float32's 23."""
     seed: int = 0
     """Seed of the split, the start, the order of the examples and the dropout masks."""
     init_seed: int | None = None

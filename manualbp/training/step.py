@@ -83,8 +83,11 @@ class TrainingStep:
         """Add `share` · ∂E/∂w of these rows to `grads`; return their outputs.
 
         Both passes of the model are in the type of `params.working`, the loss between them in that
-        of `grads`. With `params` of mixed precision that is bfloat16 and float32; each conversion
-        below then makes a copy, and else returns the tensor itself.
+        of `grads`. With mixed precision these are bfloat16 and float32: rounded to bfloat16 are the
+        parameters, x, the output of each operation of the two passes, ∂E/∂y, and what one layer
+        adds to a gradient at a time. A product of matrices sums in float32 before it is rounded.
+        Not rounded are the loss, sums of gradients, and all of `update`. Each conversion below
+        then makes a copy; where the two types are one it returns the tensor itself.
         """
         y, saved = self.model.forward(params.views, x.to(params.working.dtype), mode=mode)
         outputs = y.to(grads.flat.dtype)
