@@ -348,7 +348,7 @@ def section_text(title: str) -> str:
 
 
 def test_every_option_exists():
-    options = set(re.findall(r"--([a-z][a-z-]+)", README))
+    options = set(re.findall(r"--([a-z][a-z0-9-]+)", README))
     configs = (TrainConfig, CompareConfig, ExplainConfig)
     ours = {name.replace("_", "-") for c in configs for name in c.__dataclass_fields__}
     assert "engine" in options
