@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from math import isfinite
 from typing import Any, cast, get_args
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 from torch import Tensor
 
+from manualbp.checks.doctor.subject import Diagnosis
 from manualbp.checks.user_code import ROWS, load_network, rows_for
 from manualbp.checks.watching import AUTOGRAD, Finding, exact, judged, watch_layer, watch_module
 from manualbp.errors import UsageError, did_you_mean
@@ -60,6 +61,20 @@ class Location:
     rows: str  # what went in
     findings: list[Finding]
 
+    @cached_property
+    def diagnoses(self) -> list[Diagnosis]:
+        """Return what is wrong with the first layer that is wrong, as far as it is recognised."""
+        first = self.wrong[0] if self.wrong else None
+        if first is None or first.examined is None:
+            return []
+        from manualbp.checks.doctor.diagnosis import diagnose  # with all its hypotheses
+
+        subject, arguments, dy, truth = first.examined
+        try:
+            return diagnose(subject, arguments, [dy], truth)
+        except UsageError:
+            return []  # more arguments were wanted than differences can be taken of
+
     @property
     def wrong(self) -> list[Finding]:
         """Return the findings on the layers that are wrong."""
@@ -76,6 +91,10 @@ class Location:
                 "differing": list(finding.differing),
                 "failure": finding.failure or None,
                 "verdict": finding.verdict,
+                "diagnoses": [
+                    asdict(diagnosis)
+                    for diagnosis in (self.diagnoses if finding in self.wrong[:1] else [])
+                ],
             }
             for finding in self.findings
         ]
@@ -164,7 +183,7 @@ def print_location(console: Console, found: Location) -> None:
         style = {"agree": "green", "differ": "bold red"}.get(finding.verdict, "yellow")
         console.print(Text.assemble(_line(*words, ""), (verdict, style)), soft_wrap=True)
     console.print()
-    for line in _conclusion(found.findings, found.wrong):
+    for line in _conclusion(found):
         console.print(line)
 
 
@@ -174,13 +193,18 @@ def _line(path: str, kind: str, reference: str, error: str, verdict: str) -> str
     return f"  {path:<17}  {kind:<16}  {reference:<11}  {error:>11}  {verdict}"
 
 
-def _conclusion(findings: Sequence[Finding], wrong: Sequence[Finding]) -> list[Text]:
+def _conclusion(found: Location) -> list[Text]:
+    findings, wrong = found.findings, found.wrong
     examined = [finding for finding in findings if finding.verdict != "not examined"]
     if not wrong:
         lines = [Text(f"All {len(examined)} agree in float64.", style="bold green")]
     else:
         first = wrong[0]
         lines = [Text(f"The gradients part at {_name(first)}: {_what(first)}.", style="bold red")]
+        for diagnosis in found.diagnoses:
+            about = f"d{diagnosis.argument}: " if diagnosis.argument else ""
+            lines.append(Text(f"  {about}{diagnosis.words}", style="bold red"))
+            lines.append(Text(f"    evidence: {diagnosis.evidence}"))
         lines += [Text(f"Wrong too, apart from that: {_name(f)}: {_what(f)}.") for f in wrong[1:]]
     if len(examined) < len(findings):
         lines.append(

@@ -22,15 +22,25 @@ from manualbp.checks.adapter import HandWritten
 from manualbp.checks.agreement import Inputs, Results, by_hand, relative_error, through_autograd
 from manualbp.checks.conversion import draws, from_torch, is_sequence
 from manualbp.checks.differences import central_differences, one_sided_differences
+from manualbp.checks.doctor.subject import Arguments, LayerSubject, Subject
+from manualbp.checks.doctor.subjects import ThroughAutograd
+from manualbp.checks.doctor.truth import TOO_MANY, Differences
 from manualbp.checks.tolerances import CENTRAL_DIFFERENCES, TOLERANCES
 from manualbp.errors import UsageError
 from manualbp.layers import EVALUATION, AnyLayer, Layer, Mode
 from manualbp.parameters import Parameters, Shapes, Views
 
-MOST_NUMBERS = 20_000
-"""Inputs and parameters of a layer up to which differences are taken, which move one at a time."""
-
 AUTOGRAD, BY_HAND, DIFFERENCES = "autograd", "by hand", "differences"
+
+
+class Examined(NamedTuple):
+    """A layer by itself, with what went in at its place."""
+
+    subject: Subject
+    arguments: Arguments
+    dy: Tensor
+    truth: Callable[[Arguments, Sequence[Tensor]], Mapping[str, Tensor]]
+    """The right gradients by argument for these arguments and upstream gradients, or others."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +54,7 @@ class Finding:
     """Of y and each gradient: max |its own - right| / max |right|."""
     differing: tuple[str, ...] = ()
     failure: str = ""  # the error that its backward pass raised
-    layer: AnyLayer | None = None  # ours, to be diagnosed
-    inputs: Inputs | None = None
+    examined: Examined | None = None  # for the diagnosis of a wrong one
 
     @property
     def verdict(self) -> str:
@@ -213,11 +222,34 @@ class _Watched(Layer[_SavedWatched]):
         finding = judged(self.path, type(self.layer).__name__, reference, ours, failure)
         if reference and not failure and self.inner is self.layer:
             finding = _with_backward_parameters(finding, reference, alone)
-        self.findings.append(replace(finding, layer=self.layer, inputs=inputs))
+        if reference:
+            arguments = {"x": inputs.x, **inputs.parameters.named()}
+            subject = LayerSubject(self.layer)
+            truth = Differences(lambda arguments: subject.run(arguments).outputs)
+            by_twin = reference.source == AUTOGRAD
+            examined = Examined(subject, arguments, inputs.dy, self._truth if by_twin else truth)
+            finding = replace(finding, examined=examined)
+        self.findings.append(finding)
         right = reference.right if reference else ours
         for name, grad in grads.named():
             grad.add_(right[f"d{name}"])
         return right["dx"]
+
+    def _truth(self, arguments: Arguments, dys: Sequence[Tensor]) -> Results:
+        weights = _parameters(self.shapes(), arguments)
+        inputs = Inputs(weights, arguments["x"].clone(), dys[0], LayerSubject(self.layer).seed)
+        reference = layer_reference(self.layer, inputs)
+        assert reference is not None
+        right = reference.right.items()
+        return {name.removeprefix("d"): tensor for name, tensor in right if name != "y"}
+
+
+def _parameters(shapes: Shapes, values: Arguments) -> Parameters:
+    """Return copies of these values, in the dtype of the first."""
+    like = next(iter(values.values()))
+    found = Parameters.zeros(shapes, dtype=like.dtype, device=like.device)
+    found.load_state_dict({name: values[name] for name in found.named()})
+    return found
 
 
 def _with_backward_parameters(finding: Finding, reference: Reference, alone: Parameters) -> Finding:
@@ -276,7 +308,7 @@ def _has_twin(layer: AnyLayer) -> bool:
 
 
 def _few(tensors: Iterable[Tensor]) -> bool:
-    return sum(tensor.numel() for tensor in tensors) <= MOST_NUMBERS
+    return sum(tensor.numel() for tensor in tensors) <= TOO_MANY
 
 
 # Models of torch.nn -------------------------------------------------------------------------------
@@ -372,6 +404,20 @@ class _Call:
         finally:
             self.watch.quiet = before
 
+    def values(self) -> Arguments:
+        """Return the parameters as plain tensors."""
+        return {name: weight.detach() for name, weight in self.weights.items()}
+
+    def result(self, arguments: Arguments) -> Any:
+        """Return what the module makes of these inputs and parameters, by its own passes."""
+        weights = {name: arguments[name] for name in self.weights}
+        inputs = tuple(tensor for name, tensor in arguments.items() if name not in weights)
+        before, self.watch.quiet = self.watch.quiet, True
+        try:
+            return torch.func.functional_call(self.module, weights, inputs)
+        finally:
+            self.watch.quiet = before
+
     def own_gradients(self, inputs: Sequence[Tensor], y: Tensor, dy: Tensor) -> Results:
         """Return what the module's backward pass gives."""
         leaves = [*inputs, *self.weights.values()]
@@ -382,15 +428,6 @@ class _Call:
         """Return x, x2, ... and the names of the parameters."""
         several = ["x", *(f"x{n}" for n in range(2, len(inputs) + 1))]
         return [*several[: len(inputs)], *self.weights]
-
-    def parameters(self) -> Parameters:
-        """Return the weights as a layer of ours takes them."""
-        values = {name: weight.detach() for name, weight in self.weights.items()}
-        like = next(iter(values.values()), torch.empty(0, dtype=torch.float64))
-        shapes = cast(HandWritten, self.module).layer.shapes()
-        found = Parameters.zeros(shapes, dtype=like.dtype, device=like.device)
-        found.load_state_dict(values)
-        return found
 
     def judge(
         self, inputs: Sequence[Tensor], y: Tensor, dy: Tensor, reference: Reference | None
@@ -406,15 +443,24 @@ class _Call:
         except Exception as error:  # whatever a Function with a mistake in it raises
             failure = _failure(error)
         if not isinstance(self.module, HandWritten):
-            return ours, [judged(self.path, self.kind, reference, ours, failure)]
+            finding = judged(self.path, self.kind, reference, ours, failure)
+            if reference:
+                subject = ThroughAutograd(self.kind, self.result, seed=self.watch.seed)
+                truth = Differences(lambda arguments: subject.run(arguments).outputs)
+                tensors = [v.detach().clone() for v in (*inputs, *self.weights.values())]
+                arguments = dict(zip(self.names(inputs), tensors, strict=True))
+                finding = replace(finding, examined=Examined(subject, arguments, dy, truth))
+            return ours, [finding]
         x, seed = inputs[0].detach(), self.watch.seed
-        found = watch_layer(self.module.layer, self.parameters(), x, lambda _: dy, seed)
+        weights = _parameters(self.module.layer.shapes(), {"x": x, **self.values()})
+        found = watch_layer(self.module.layer, weights, x, lambda _: dy, seed)
         return ours, [replace(f, path=f"{self.path}.{f.path}".strip(".")) for f in found]
 
     def reference(self, inputs: Sequence[Tensor], dy: Tensor) -> Reference | None:
         """Return what is right for these inputs and this upstream gradient."""
         if isinstance(self.module, HandWritten):
-            of_layer = Inputs(self.parameters(), inputs[0], dy, self.watch.seed)
+            weights = _parameters(self.module.layer.shapes(), {"x": dy, **self.values()})
+            of_layer = Inputs(weights, inputs[0], dy, self.watch.seed)
             return layer_reference(self.module.layer, of_layer)
         if len(inputs) == 1 and _is_whole(self.module):
             with suppress(UsageError):  # it has no hand-written equal

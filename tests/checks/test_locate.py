@@ -69,7 +69,8 @@ def test_one_wrong_layer_in_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
     table = call("locate", *CPU)
     assert table.code == 1
     assert "The gradients part at 2 (Linear): dx is off by 2.0e+00 of its largest." in table.out
-    assert table.out.count("differ") == 1
+    assert table.out.count("differ ") == 1
+    assert "the sign" in table.out or "-1" in table.out
     assert max(map(len, table.out.splitlines())) <= 80
 
 
@@ -297,6 +298,16 @@ def test_a_users_network(nets: str, name: str, expected: dict[str, list[str]], s
     assert outcome.err == ""
     assert wrong(outcome) == expected
     assert outcome.code == (1 if expected else 0)
+
+
+def test_the_first_wrong_layer_is_diagnosed(nets: str) -> None:
+    found = findings(located(nets, "Net", "--json"))
+    said = {f["layer"]: f["diagnoses"] for f in found if f["diagnoses"]}
+    assert list(said) == ["square"]
+    (diagnosis,) = said["square"]
+    assert (diagnosis["cause"], diagnosis["argument"]) == ("constant factor", "x")
+    table = " ".join(located(nets, "Net").out.split())
+    assert f"dx: {diagnosis['words']} evidence: {diagnosis['evidence']}" in table
 
 
 def test_every_layer_of_a_users_network_is_examined(nets: str) -> None:
