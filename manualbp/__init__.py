@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from manualbp.recording import capture
-
 if TYPE_CHECKING:
     from manualbp.checks.adapter import as_function
     from manualbp.checks.conversion import from_torch
+    from manualbp.recording import capture
 
 __all__ = ["as_function", "capture", "from_torch"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch.nn when it is asked for, so that the hand-written side does not."""
+    """Import what is asked for.
+
+    So the hand-written side does without torch.nn, and pytest, which loads our plugin in other
+    people's projects, without torch.
+    """
+    if name == "capture":
+        from manualbp import recording
+
+        return recording.capture
     if name == "as_function":
         from manualbp.checks import adapter
 

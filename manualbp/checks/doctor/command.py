@@ -14,6 +14,7 @@ from rich.console import Console
 from manualbp.checks.doctor.examination import Report, examine
 from manualbp.checks.doctor.inputs import parse_shapes
 from manualbp.checks.doctor.report import print_report, print_reports
+from manualbp.checks.doctor.repro import write_repro
 from manualbp.checks.doctor.targets import Target, load, of_case, on_device
 from manualbp.checks.registry import find_cases, layers, losses
 from manualbp.errors import UsageError, did_you_mean
@@ -74,12 +75,22 @@ def check(config: CheckConfig) -> int:
         seed=config.seed,
     )
     report = _examined(target, dtypes, device, config.seed)
+    if config.write_repro is not None and report.verdict == "FAIL":
+        write_repro(config.write_repro, config.target, target, report)
     if config.json:
         data = report.as_json() | {"inputs": target.inputs}
         print(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
     else:
         print_report(Console(highlight=False), report, target.inputs)
+        if config.write_repro is not None:
+            print(_about_repro(config.write_repro, report))
     return 1 if report.verdict == "FAIL" else 0
+
+
+def _about_repro(path: Path, report: Report) -> str:
+    if report.verdict == "FAIL":
+        return f"Written: {path}; it fails now, and passes once the target is mended."
+    return f"Not written: {path}, because there is nothing to show."
 
 
 def _validate(config: CheckConfig) -> None:

@@ -318,13 +318,13 @@ def inputs_strided(trial: Trial) -> list[str]:
 
 def batch_of_one(trial: Trial) -> list[str]:
     """A batch of one example has the right gradients."""
-    small = trial.resized(_batch(trial), 1)
+    small = trial.resized(batch_length(trial), 1)
     return _right(small, "for a batch of one")
 
 
 def empty_batch(trial: Trial) -> list[str]:
     """A batch without examples adds nothing to the gradients."""
-    small = trial.resized(_batch(trial), 0)
+    small = trial.resized(batch_length(trial), 0)
     if any(dy.numel() for dy in small.dys):
         raise Refused("the output of an empty batch is not empty")
     try:
@@ -549,7 +549,7 @@ def _right(trial: Trial, when: str) -> list[str]:
     return outside(trial, gradients, when)
 
 
-def _batch(trial: Trial) -> int:
+def batch_length(trial: Trial) -> int:
     """Return the length of the first axis of the first argument. Raises Refused without one."""
     first = next(iter(trial.arguments.values()))
     if not first.ndim:

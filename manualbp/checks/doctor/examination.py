@@ -85,6 +85,10 @@ class Report:
     smallest: Mapping[str, tuple[int, ...]] | None = None
     """The smallest shapes that still fail, where something does."""
     notes: Sequence[str] = field(default_factory=tuple[str, ...])
+    trial: Trial | None = field(default=None, repr=False, compare=False)
+    """What the contracts were put to; kept of a failure, for a file that shows it again."""
+    witness: Trial | None = field(default=None, repr=False, compare=False)
+    """The same in the smallest shapes that still fail."""
 
     @property
     def failures(self) -> list[str]:
@@ -104,8 +108,9 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON has it; numbers that JSON has no word for become None."""
-        data = asdict(self) | {"verdict": self.verdict, "failures": self.failures}
-        return _for_json(data)
+        data = asdict(replace(self, trial=None, witness=None))
+        del data["trial"], data["witness"]
+        return _for_json(data | {"verdict": self.verdict, "failures": self.failures})
 
 
 def _failed(item: Row | Outcome) -> bool:
@@ -317,6 +322,21 @@ def judge(trial: Trial) -> list[Row]:
     ]
 
 
+def limits_of(trial: Trial) -> dict[str, float]:
+    """Return by how much each gradient may be off, as an absolute error."""
+    dys = [dy.double() for dy in trial.dys]
+    intervals = trial.truth.intervals(converted(trial.arguments, torch.float64), dys)
+    limits = {
+        name: TOLERANCES[trial.dtype].floor * (interval.scale() or 1.0)
+        for name, interval in intervals.items()
+    }
+    for row in judge(trial):
+        name = row.tensor.removeprefix("d")
+        if isfinite(row.limit):
+            limits[name] = row.limit * (intervals[name].scale() or 1.0)
+    return limits
+
+
 def _unlike(trial: Trial, outputs: Sequence[Tensor]) -> str:
     """Say why a forward pass in a short dtype is another than that in float64; "" if it is not."""
     if not all(y.isfinite().all() for y in outputs):
@@ -494,11 +514,11 @@ def _nearby(arguments: Arguments, dtype: torch.dtype, seed: int) -> dict[str, Te
 
 
 def _remarks(trial: Trial) -> list[str]:
-    run = trial.subject.run(trial.arguments)
+    run = trial.subject.run(copies(trial.arguments))
     if not isinstance(run, AutogradPass):
         return []
     try:
-        run.backward(trial.dys)
+        run.backward(trial.copied_dys())
     except Exception:  # the subject's own: the rows say so already
         return []
     return run.remarks
@@ -547,7 +567,7 @@ def _explained(report: Report, trial: Trial) -> Report:
     diagnoses = tuple(diagnoses_of(trial))
     small = _shrunk(trial, _fails_like(report))
     shapes = {name: tuple(tensor.shape) for name, tensor in small.arguments.items()}
-    return replace(report, diagnoses=diagnoses, smallest=shapes)
+    return replace(report, diagnoses=diagnoses, smallest=shapes, trial=trial, witness=small)
 
 
 def diagnoses_of(trial: Trial) -> list[Diagnosis]:

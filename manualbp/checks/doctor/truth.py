@@ -40,6 +40,9 @@ TOO_MANY = 20_000
 MOST_DOUBLINGS = 100
 """A step is no longer than 2 to this power, which keeps it a number in float32."""
 
+MOST_KNOWN = 16
+"""Slopes at so many arguments are remembered: every contract asks for the same again."""
+
 ROUNDINGS = 32
 """How many roundings of its largest part an output may carry."""
 
@@ -200,7 +203,11 @@ class Differences:
         self._known: dict[tuple[object, ...], dict[str, Slopes]] = {}
 
     def __call__(self, arguments: Arguments, dys: Sequence[Tensor]) -> Mapping[str, Tensor]:
-        return {name: interval.value for name, interval in self.intervals(arguments, dys).items()}
+        dy = flat([dy.double() for dy in dys])
+        return {
+            name: (slopes.value @ dy).view(arguments[name].shape)
+            for name, slopes in self._jacobians(arguments).items()
+        }
 
     def outputs(self, arguments: Arguments) -> list[Tensor]:
         """Return the outputs, in the dtype of the differences."""
@@ -214,13 +221,12 @@ class Differences:
         found: dict[str, Interval] = {}
         for name, slopes in self._jacobians(arguments).items():
             shape = arguments[name].shape
-            low, high = slopes.low * dy, slopes.high * dy
-            found[name] = Interval(
-                (slopes.value @ dy).view(shape),
-                torch.minimum(low, high).sum(-1).view(shape),
-                torch.maximum(low, high).sum(-1).view(shape),
-                (slopes.error @ dy.abs()).view(shape),
-            )
+            value = low = high = (slopes.value @ dy).view(shape)
+            if slopes.kink:
+                ends = slopes.low * dy, slopes.high * dy
+                low = torch.minimum(*ends).sum(-1).view(shape)
+                high = torch.maximum(*ends).sum(-1).view(shape)
+            found[name] = Interval(value, low, high, (slopes.error @ dy.abs()).view(shape))
         return found
 
     def _jacobians(self, arguments: Arguments) -> dict[str, Slopes]:
@@ -245,7 +251,7 @@ class Differences:
                 with torch.no_grad():
                     return flat(self._function(moved)).clone()
 
-            if len(self._known) > 8:
+            if len(self._known) > MOST_KNOWN:
                 self._known.clear()
             self._known[key] = {name: _jacobian(f, moved[name]) for name in names}
         return self._known[key]
@@ -271,13 +277,13 @@ def _jacobian(f: Callable[[], Tensor], v: Tensor) -> Slopes:
     if not columns:
         nothing = y0.new_zeros(0, y0.numel())
         return Slopes(nothing, nothing, nothing, nothing, kink=False)
-    return Slopes(
-        torch.stack([column.value for column in columns]),
-        torch.stack([column.low for column in columns]),
-        torch.stack([column.high for column in columns]),
-        torch.stack([column.error for column in columns]),
-        kink=any(column.kink for column in columns),
-    )
+    value = low = high = torch.stack([column.value for column in columns])
+    error = torch.stack([column.error for column in columns])
+    kink = any(column.kink for column in columns)
+    if kink:
+        low = torch.stack([column.low for column in columns])
+        high = torch.stack([column.high for column in columns])
+    return Slopes(value, low, high, error, kink)
 
 
 def slopes_at(f: Callable[[], Tensor], v: Tensor, place: Place, y0: Tensor | None = None) -> Slopes:
