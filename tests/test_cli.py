@@ -126,9 +126,7 @@ def test_the_long_names_of_the_options() -> None:
     assert set(fixed.split()) <= names
 
 
-def test_python_m_is_the_same_program(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_python_m_is_the_same_program(capsys: pytest.CaptureFixture[str]) -> None:
     expected = help_of("train", capsys=capsys)
     words = [sys.executable, "-m", "manualbp", "train", "--help"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120)
