@@ -34,6 +34,7 @@ from manualbp.checks.doctor.diagnosis import diagnose
 from manualbp.checks.doctor.subject import Arguments, Diagnosis, Gradients, Subject
 from manualbp.checks.doctor.subjects import (
     AutogradPass,
+    ThroughAutograd,
     copies,
     floating,
     own_random_numbers,
@@ -206,11 +207,10 @@ def differences_of(
     subject: Subject, arguments: Arguments, dtype: torch.dtype = torch.float64
 ) -> Differences:
     """Return the truth from differences of the subject's own forward pass."""
-    first = subject.run(copies(converted(arguments, dtype)))
-    own = None
-    if isinstance(first, AutogradPass):
-        own = first.differentiable
-    return Differences(lambda moved: subject.run(copies(moved)).outputs, dtype, own)
+    if not isinstance(subject, ThroughAutograd):
+        return Differences(lambda moved: subject.run(copies(moved)).outputs, dtype)
+    own = subject.run(copies(converted(arguments, dtype))).differentiable
+    return Differences(lambda moved: subject.values(copies(moved)), dtype, own)
 
 
 def _require_judgeable(trial: Trial) -> None:
@@ -613,17 +613,37 @@ def _shrunk(trial: Trial, fails: Callable[[Trial], bool]) -> Trial:
 
 
 def _smallest(trial: Trial, size: int, fails: Callable[[Trial], bool]) -> Trial | None:
-    """Return the trial with the least length in the place of `size` that still fails."""
-    for new in range(1, size):
-        try:
-            smaller = trial.resized(size, new)
-            if fails(smaller):
-                return smaller
-        except (Refused, UsageError):
-            continue
-        except Exception:  # the subject's or the reference's own: these sizes do not suit it
-            continue
-    return None
+    """Return the trial with a lesser length in the place of `size` that still fails, if any does.
+
+    Doubled from 1 until it fails, then halved between: a few trials, and the least length but for
+    one that fails by itself among others that do not.
+    """
+    found, works, length = None, 0, 1
+    while length < size:
+        found = _failing(trial, size, length, fails)
+        if found is not None:
+            break
+        works, length = length, 2 * length
+    length = min(length, size)
+    while works + 1 < length:
+        middle = (works + length) // 2
+        smaller = _failing(trial, size, middle, fails)
+        if smaller is None:
+            works = middle
+        else:
+            found, length = smaller, middle
+    return found
+
+
+def _failing(trial: Trial, old: int, new: int, fails: Callable[[Trial], bool]) -> Trial | None:
+    """Return the trial with another length, if it fails."""
+    try:
+        smaller = trial.resized(old, new)
+        return smaller if fails(smaller) else None
+    except (Refused, UsageError):
+        return None
+    except Exception:  # the subject's or the reference's own: these sizes do not suit it
+        return None
 
 
 def argument_words(shapes: Mapping[str, Sequence[int]]) -> str:

@@ -88,6 +88,11 @@ class ThroughAutograd:
             names = [name for name in names if name in self.differentiable]
         return self.run_needing(arguments, names)
 
+    def values(self, arguments: Arguments) -> list[Tensor]:
+        """Return the outputs alone."""
+        set_seed(self.seed)
+        return [y for y in tensors_of(self.function(arguments)) if y.is_floating_point()]
+
     def run_needing(self, arguments: Arguments, names: Collection[str]) -> AutogradPass:
         leaves = {
             name: tensor.detach().requires_grad_(name in names)

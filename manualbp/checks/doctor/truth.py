@@ -43,6 +43,9 @@ MOST_DOUBLINGS = 100
 MOST_KNOWN = 16
 """Slopes at so many arguments are remembered: every contract asks for the same again."""
 
+AT_ONCE = 2**17
+"""So many slopes are worked out together."""
+
 ROUNDINGS = 32
 """How many roundings of its largest part an output may carry."""
 
@@ -247,13 +250,13 @@ class Differences:
                 name: tensor.clone() for name, tensor in converted(arguments, self._dtype).items()
             }
 
-            def f() -> Tensor:
-                with torch.no_grad():
-                    return flat(self._function(moved)).clone()
-
-            if len(self._known) > MOST_KNOWN:
-                self._known.clear()
-            self._known[key] = {name: _jacobian(f, moved[name]) for name in names}
+            if len(self._known) >= MOST_KNOWN:
+                del self._known[next(iter(self._known))]  # the oldest
+            with torch.no_grad():
+                self._known[key] = {
+                    name: _jacobian(lambda: flat(self._function(moved)), moved[name])
+                    for name in names
+                }
         return self._known[key]
 
 
@@ -262,81 +265,132 @@ def _numbers(tensor: Tensor) -> tuple[float, ...]:
 
 
 class Slopes(NamedTuple):
-    """The slope of each output: the value, the smallest and the largest that are right."""
+    """The slope of each output: the value, the smallest and the largest that are right.
+
+    All in one shape: (outputs,) by one number, (numbers, outputs) by several.
+    """
 
     value: Tensor
     low: Tensor
     high: Tensor
     error: Tensor
-    kink: bool
+
+    @property
+    def kink(self) -> bool:
+        """Tell whether any output has a kink here."""
+        return self.low is not self.high and not torch.equal(self.low, self.high)
+
+    def put(self, rows: Tensor, chosen: Tensor, other: Slopes) -> None:
+        """Put the chosen rows of `other` in the place of these rows."""
+        for mine, new in zip(self, other, strict=True):
+            mine[rows[chosen]] = new[chosen]
 
 
 def _jacobian(f: Callable[[], Tensor], v: Tensor) -> Slopes:
+    """Return every output's slope by every number of v."""
     y0 = f().double()
-    columns = [slopes_at(f, v, place, y0) for place in _places(v.shape)]
-    if not columns:
+    places = list(_places(v.shape))
+    at_once = max(1, AT_ONCE // max(1, y0.numel()))
+    parts = [
+        _slopes(f, v, places[start : start + at_once], y0)
+        for start in range(0, len(places), at_once)
+    ]
+    if not parts:
         nothing = y0.new_zeros(0, y0.numel())
-        return Slopes(nothing, nothing, nothing, nothing, kink=False)
-    value = low = high = torch.stack([column.value for column in columns])
-    error = torch.stack([column.error for column in columns])
-    kink = any(column.kink for column in columns)
-    if kink:
-        low = torch.stack([column.low for column in columns])
-        high = torch.stack([column.high for column in columns])
-    return Slopes(value, low, high, error, kink)
+        return Slopes(nothing, nothing, nothing, nothing)
+    if any(part.kink for part in parts):
+        return Slopes(*map(torch.cat, zip(*parts, strict=True)))
+    value = torch.cat([part.value for part in parts])
+    return Slopes(value, value, value, torch.cat([part.error for part in parts]))
 
 
-def slopes_at(f: Callable[[], Tensor], v: Tensor, place: Place, y0: Tensor | None = None) -> Slopes:
-    """Return the slope of every output of f by the number v[place]; y0 is f(), if it is known.
+def slopes_at(f: Callable[[], Tensor], v: Tensor, place: Place) -> Slopes:
+    """Return the slope of every output of f by the number v[place]."""
+    return Slopes(*(rows[0] for rows in _slopes(f, v, [place], f().double())))
+
+
+def _slopes(f: Callable[[], Tensor], v: Tensor, places: Sequence[Place], y0: Tensor) -> Slopes:
+    """Return the slope of every output of f by each of these numbers of v; y0 is f().
+
+    Where the outputs bend sharply within two steps, smaller steps follow. A bend that stays the
+    same however small the step is a kink; one that grows is rounding.
+    """
+    open_ = torch.arange(len(places), device=y0.device)
+    best = Slopes(*(y0.new_zeros(len(places), y0.numel()) for _ in range(4)))
+    least = y0.new_full((len(places),), torch.inf)
+    for step in STEPS[v.dtype]:
+        smooth, kinked, bend = _at_step(f, v, [places[row] for row in open_.tolist()], y0, step)
+        better = bend <= least[open_]
+        best.put(open_, better, smooth)
+        least[open_] = torch.minimum(bend, least[open_])
+        rough = bend >= SMOOTH
+        open_, last, bend = open_[rough], Slopes(*(part[rough] for part in kinked)), bend[rough]
+        if not len(open_):
+            return best
+    best.put(open_, bend <= 4 * least[open_], last)
+    return best
+
+
+def _at_step(
+    f: Callable[[], Tensor], v: Tensor, places: Sequence[Place], y0: Tensor, step: float
+) -> tuple[Slopes, Slopes, Tensor]:
+    """Return the slopes for one step, if there is no kink and if there is, and how sharp they bend.
 
     The slope is (4 D(h) - D(2h)) / 3 with D the central difference, whose error is of the order of
-    h⁴. Where the outputs bend sharply within ±2h, smaller steps follow. A bend that stays the same
-    however small the step is a kink; one that grows is rounding.
+    h⁴; the step h is in units of the number, if that is larger than 1.
     """
-    steps = STEPS[v.dtype]
-    y0 = f().double() if y0 is None else y0
     epsilon = torch.finfo(v.dtype).eps
-    old = v[place].item()
-    size = max(1.0, 2.0 ** min(frexp(old)[1], MOST_DOUBLINGS))
-    best = last = None
-    bends: list[float] = []
-    for step in (size * step for step in steps):
-        left2, left, right, right2 = (
-            _moved(f, v, place, old + n * step) - y0 for n in (-2, -1, 1, 2)
-        )
-        near, far = (right - left) / (2 * step), (right2 - left2) / (4 * step)
-        value = (4 * near - far) / 3
-        # A smooth bend doubles with the step, a kink's stays: what is left is a kink or rounding.
-        jump = ((right2 + left2) / (2 * step) - 2 * (right + left) / step).abs()
-        change = torch.maximum((near - far).abs(), jump)
-        largest = max(value.abs().max().item() if value.numel() else 0.0, 1.0)
-        bend = (change.max().item() if change.numel() else 0.0) / largest
-        bend = bend if bend == bend else float("inf")
-        moved = torch.maximum(left2.abs(), right2.abs())
-        noise = ROUNDINGS * epsilon * (y0.abs() + moved) / step + 4 * epsilon * value.abs()
-        error = noise + change * (step / size if bend < SMOOTH else 1.0)
-        sides = torch.stack([right / step, -left / step])
-        is_kink = change > SMOOTH * (1 + value.abs())
-        low = torch.where(is_kink, torch.minimum(sides[0], sides[1]), value)
-        high = torch.where(is_kink, torch.maximum(sides[0], sides[1]), value)
-        bends.append(bend)
-        if best is None or bend <= best[0]:
-            best = bend, Slopes(value, value, value, error, kink=False)
-        if bend < SMOOTH:
-            return best[1]
-        last = Slopes(value, low, high, noise + SMOOTH * step * (1 + value.abs()), kink=True)
-    assert best is not None
-    assert last is not None
-    return best[1] if bends[-1] > 4 * min(bends) else last
+    moved, sizes = _moved(f, v, places, step)
+    left2, left, right, right2 = moved.sub_(y0)
+    h = y0.new_tensor(sizes)[:, None] * step
+    near, far = (right - left) / (2 * h), (right2 - left2) / (4 * h)
+    value = (4 * near - far) / 3
+    magnitude = value.abs()
+    # A smooth bend doubles with the step, a kink's stays: what is left is a kink or rounding.
+    jump = ((right2 + left2) / (2 * h) - 2 * (right + left) / h).abs_()
+    change = torch.maximum((near - far).abs_(), jump)
+    bend = _largest_in_rows(change) / _largest_in_rows(magnitude).clamp_min(1.0)
+    bend = torch.where(bend.isnan(), torch.inf, bend)
+    reach = torch.maximum(left2.abs_(), right2.abs_()).add_(y0.abs())
+    noise = reach.mul_(ROUNDINGS * epsilon / h).add_(magnitude, alpha=4 * epsilon)
+    smooth = Slopes(value, value, value, noise + change * _where_rough(bend, step))
+    if not (bend >= SMOOTH).any():
+        return smooth, smooth, bend
+    is_kink = change > SMOOTH * (1 + magnitude)
+    low = torch.where(is_kink, torch.minimum(right, -left) / h, value)
+    high = torch.where(is_kink, torch.maximum(right, -left) / h, value)
+    kinked = Slopes(value, low, high, noise + SMOOTH * h * (1 + magnitude))
+    return smooth, kinked, bend
 
 
-def _moved(f: Callable[[], Tensor], v: Tensor, place: Place, number: float) -> Tensor:
-    """Return f with this number in the place of v[place], which is put back."""
-    old = v[place].clone()
-    v[place] = number
-    y = f().double()
-    v[place] = old
-    return y
+def _largest_in_rows(rows: Tensor) -> Tensor:
+    return rows.amax(1) if rows.shape[1] else rows.new_zeros(len(rows))
+
+
+def _where_rough(bend: Tensor, step: float) -> Tensor:
+    """Return the share of a bend that may be an error: all of it, but where it is smooth."""
+    return torch.where(bend < SMOOTH, step, 1.0)[:, None]
+
+
+def _moved(
+    f: Callable[[], Tensor], v: Tensor, places: Sequence[Place], step: float
+) -> tuple[Tensor, list[float]]:
+    """Return f with each number moved by -2, -1, 1 and 2 steps, (4, numbers, outputs), and its unit.
+
+    Each number is put back.
+    """
+    rows: list[list[Tensor]] = [[], [], [], []]
+    sizes: list[float] = []
+    for place in places:
+        cell = v[place]
+        number = cell.item()
+        size = max(1.0, 2.0 ** min(frexp(number)[1], MOST_DOUBLINGS))
+        for row, n in zip(rows, (-2, -1, 1, 2), strict=True):
+            cell.fill_(number + n * size * step)
+            row.append(f())
+        cell.fill_(number)
+        sizes.append(size)
+    return torch.stack([torch.stack(row).double() for row in rows]), sizes
 
 
 def _places(shape: Sequence[int]) -> Iterator[Place]:
