@@ -50,8 +50,9 @@ def assert_agree(
         seed=seed,
     )
     if report.verdict == "FAIL":
+        cause = report.diagnoses[0].words  # a failure has one, and pytest's summary one line
         lines = [line.plain for line in report_lines(report, found.inputs)]
-        raise AssertionError("\n".join(["the backward pass is wrong", *lines[:LINES]]))
+        raise AssertionError("\n".join([cause, *lines[:LINES]]))
 
 
 def _require_known(option: str, names: Sequence[str], known: Sequence[str]) -> None:

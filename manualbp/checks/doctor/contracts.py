@@ -31,7 +31,8 @@ from manualbp.checks.doctor.subjects import (
 from manualbp.checks.doctor.truth import Interval, Truth
 from manualbp.checks.tolerances import TOLERANCES
 
-Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE", "SKIPPED"]
+Verdict = Literal["PASS", "FAIL", "WARNING", "INCONCLUSIVE", "SKIPPED"]
+"""WARNING: right in itself, but it would be wrong without a word after a mistake elsewhere."""
 
 MOST_COMBINATIONS = 16
 """Of more arguments than four only some choices are tried: each alone, and all but one."""
@@ -301,7 +302,7 @@ def dy_linear(trial: Trial) -> list[str]:
 
 def inputs_strided(trial: Trial) -> list[str]:
     """Gradients do not depend on the strides of the inputs."""
-    for words, layout in (("strided", _strided), ("transposed", _transposed)):
+    for words, layout in LAYOUTS.items():
         arguments = {name: layout(tensor) for name, tensor in trial.arguments.items()}
         try:
             outputs = trial.subject.run(arguments).outputs
@@ -349,7 +350,7 @@ def needed_gradients(trial: Trial) -> list[str]:
         raise Refused("a pair of functions is not told which gradients are needed")
     expected = trial.gradients()
     names = list(expected)
-    for chosen in _choices(names):
+    for chosen in choices(names):
         if not isinstance(subject, ThroughAutograd) and "x" in chosen:
             continue  # a layer knows two ways: with dx, or `backward_parameters`
         when = f"if only {', '.join(chosen)} need{'s' if len(chosen) == 1 else ''} a gradient"
@@ -401,14 +402,15 @@ def second_forward(trial: Trial) -> list[str]:
         return lines
     # And a gradient handed out is not written to by the next backward pass.
     kept = trial.subject.run(trial.arguments).backward(trial.copied_dys())
-    second.backward(trial.copied_dys())
+    second.backward([-dy for dy in trial.dys])
     return changed(kept, expected, "after the backward pass of another forward pass", trial.small)
 
 
 def inputs_overwritten(trial: Trial) -> list[str]:
     """If an input or output is overwritten before the backward pass, that is refused or harmless.
 
-    torch refuses it for what `ctx.save_for_backward` keeps, and cannot for an attribute of ctx.
+    torch refuses it for what `ctx.save_for_backward` keeps, and cannot for an attribute of ctx. The
+    gradients are right then as long as nobody overwrites anything, so this is worth a warning only.
     """
     if not isinstance(trial.subject, ThroughAutograd):
         raise Refused("nothing can watch over what plain functions keep")
@@ -427,12 +429,13 @@ def inputs_overwritten(trial: Trial) -> list[str]:
             got = run.backward(trial.copied_dys())
         except RuntimeError:
             continue  # refused, as it should be
-        lines += changed(
-            got,
-            expected,
-            f"if {what} is overwritten in place before the backward pass",
-            trial.small,
-        )
+        when = f"if {what} is overwritten in place before the backward pass"
+        wrong = changed(got, expected, when, trial.small)
+        if wrong:
+            lines.append(
+                f"{wrong[0].split()[0]} would be wrong, without an error, {when}: keep {what} with "
+                "ctx.save_for_backward, then torch refuses that"
+            )
     return lines
 
 
@@ -500,6 +503,9 @@ CONTRACTS: Mapping[str, Contract] = {
 }
 """Determinism comes before them: see `determinism`."""
 
+WARNINGS = ("inputs overwritten",)
+"""Contracts that a pass may break and be right all the same."""
+
 
 def determinism(trial: Trial) -> Outcome:
     """Two equal passes with equal seeds give equal gradients, but for rounding."""
@@ -526,7 +532,8 @@ def check_contract(name: str, trial: Trial) -> Outcome:
         return Outcome(name, "SKIPPED", (str(reason),))
     except Exception as error:  # the subject's own, whatever it is
         return Outcome(name, "FAIL", (f"it fails: {first_line(error)}",))
-    return Outcome(name, "FAIL" if lines else "PASS", tuple(lines))
+    failed = "WARNING" if name in WARNINGS else "FAIL"
+    return Outcome(name, failed if lines else "PASS", tuple(lines))
 
 
 # Helpers ------------------------------------------------------------------------------------------
@@ -557,7 +564,7 @@ def batch_length(trial: Trial) -> int:
     return first.shape[0]
 
 
-def _choices(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
+def choices(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """Yield every choice of names but all of them."""
     if 2 ** len(names) <= MOST_COMBINATIONS:
         for count in range(1, len(names)):
@@ -581,6 +588,12 @@ def _transposed(tensor: Tensor) -> Tensor:
     """Return the same numbers with the axes in memory the other way round."""
     axes = tuple(reversed(range(tensor.ndim)))
     return tensor.permute(axes).contiguous().permute(axes)
+
+
+LAYOUTS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "strided": _strided,
+    "transposed": _transposed,
+}
 
 
 def _elsewhere(trial: Trial) -> Pass:

@@ -114,9 +114,14 @@ def _of_one(lab: Laboratory, name: str, draw: Draw, limit: float) -> list[Diagno
             return found  # where a function is flat, its slope is lost to rounding of its value
         if error <= 4 * _cost_of_rounding(lab, name, draw):
             return found
-        words = f"precision is lost in the gradient of {name}: the same pass is right in float64"
         dtype = kind(working_dtype(draw.arguments))
         evidence = f"in {dtype} its error is {error:.1e}, and rounding explains {limit:.1e}"
+        if error > 0.1:  # more than rounding does
+            found += _explain(lab, name, draw)
+            return [replace(d, words=f"in {dtype} alone, {d.words}") for d in found]
+        through = _through_shorter(gradient, right)
+        why = f"it goes through {through}" if through else "the same pass is right in float64"
+        words = f"precision is lost in the gradient of {name}: {why}"
         return [*found, Diagnosis("precision", name, words, evidence)]
     causes = _explain(lab, name, lab_draw)
     if gradient.shape != right.shape and all(d.cause == NOT_RECOGNISED for d in causes):
@@ -417,6 +422,16 @@ def _by_places(lab: Laboratory, name: str, draws: Sequence[Draw], limit: float) 
     if lost is not None:
         return [lost]
     return [_not_recognised(lab, name, draw, limit)]
+
+
+def _through_shorter(gradient: Tensor, right: Tensor) -> str:
+    """Return the shorter dtype that every number of a gradient is one of; "" if there is none."""
+    for dtype in (torch.bfloat16, torch.float16):
+        if dtype.itemsize < gradient.dtype.itemsize and torch.equal(
+            gradient.to(dtype).to(gradient.dtype), gradient
+        ):
+            return "" if torch.equal(right.to(dtype).double(), right) else kind(dtype)
+    return ""
 
 
 def _clipped(name: str, draws: Sequence[Draw], limit: float) -> Diagnosis | None:

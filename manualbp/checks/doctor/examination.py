@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from manualbp.checks.agreement import relative_error
+from manualbp.checks.doctor.broken_contracts import causes
 from manualbp.checks.doctor.contracts import (
     CONTRACTS,
     Outcome,
@@ -30,7 +31,7 @@ from manualbp.checks.doctor.contracts import (
     largest_of,
     misfit,
 )
-from manualbp.checks.doctor.diagnosis import diagnose
+from manualbp.checks.doctor.diagnosis import NOT_RECOGNISED, diagnose
 from manualbp.checks.doctor.subject import Arguments, Diagnosis, Gradients, Subject
 from manualbp.checks.doctor.subjects import (
     AutogradPass,
@@ -101,6 +102,12 @@ class Report:
         return lines
 
     @property
+    def warnings(self) -> list[str]:
+        """Return a line for each thing that is right, but would be wrong without a word."""
+        warned = [outcome for outcome in self.outcomes if outcome.verdict == "WARNING"]
+        return [f"{outcome.contract}: {words}" for outcome in warned for words in outcome.words]
+
+    @property
     def verdict(self) -> Verdict:
         """FAIL if anything fails, INCONCLUSIVE if no gradient could be judged."""
         if any(_failed(item) for item in (*self.rows, *self.outcomes)):
@@ -111,7 +118,9 @@ class Report:
         """Return it as JSON has it; numbers that JSON has no word for become None."""
         data = asdict(replace(self, trial=None, witness=None))
         del data["trial"], data["witness"]
-        return _for_json(data | {"verdict": self.verdict, "failures": self.failures})
+        return _for_json(
+            data | {"verdict": self.verdict, "failures": self.failures, "warnings": self.warnings}
+        )
 
 
 def _failed(item: Row | Outcome) -> bool:
@@ -564,10 +573,42 @@ def _outcomes(trial: Trial, contracts: Sequence[str], rows: Sequence[Row]) -> li
 
 def _explained(report: Report, trial: Trial) -> Report:
     """Return the report with the causes and the smallest shapes that fail."""
-    diagnoses = tuple(diagnoses_of(trial))
+    found = diagnoses_of(trial)
+    for dtype in _short_dtypes_alone(report, trial):
+        now = Trial.of(trial.subject, converted(trial.arguments, dtype), trial.truth, report.seed)
+        seen = {diagnosis.argument for diagnosis in found}
+        found += [diagnosis for diagnosis in diagnoses_of(now) if diagnosis.argument not in seen]
+    for outcome in report.outcomes:
+        if outcome.verdict == "FAIL":
+            found += [d for d in causes(outcome, trial, found) if d.words not in _words(found)]
+    told = {diagnosis.argument for diagnosis in found}
+    for row in report.rows:
+        name = row.tensor.removeprefix("d")
+        if row.verdict == "FAIL" and not told & {"", name}:
+            words = (
+                f"the gradient of {name} is wrong in {row.dtype}, and the cause is not recognised"
+            )
+            found.append(Diagnosis(NOT_RECOGNISED, name, words, row.words))
+            told.add(name)
     small = _shrunk(trial, _fails_like(report))
     shapes = {name: tuple(tensor.shape) for name, tensor in small.arguments.items()}
-    return replace(report, diagnoses=diagnoses, smallest=shapes, trial=trial, witness=small)
+    return replace(report, diagnoses=tuple(found), smallest=shapes, trial=trial, witness=small)
+
+
+def _words(diagnoses: Sequence[Diagnosis]) -> set[str]:
+    return {diagnosis.words for diagnosis in diagnoses}
+
+
+def _short_dtypes_alone(report: Report, trial: Trial) -> list[torch.dtype]:
+    """Return the dtypes in which a gradient is wrong that is right in all longer ones."""
+    wide = str(trial.dtype).removeprefix("torch.")
+    wrong = {row.tensor for row in report.rows if row.verdict == "FAIL" and row.dtype == wide}
+    found: list[torch.dtype] = []
+    for row in report.rows:
+        if row.verdict == "FAIL" and row.tensor not in wrong:
+            wrong.add(row.tensor)
+            found.append(getattr(torch, row.dtype))
+    return list(dict.fromkeys(found))
 
 
 def diagnoses_of(trial: Trial) -> list[Diagnosis]:

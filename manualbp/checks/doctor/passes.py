@@ -31,12 +31,12 @@ def in_place_changes(lab: Laboratory, draw: Draw) -> list[Diagnosis]:
     watch = Watch(arguments)
     with fixed_chance(arguments, SEED):
         done = lab.subject.run(arguments)
-        lines = watch.changes("forward")
+        lines = watch.changes("the forward pass")
         names = {f"dy{i if len(dys) > 1 else ''}": dy for i, dy in enumerate(dys)}
         watch = Watch({**arguments, **names})
         with suppress(RuntimeError):  # an expanded dy cannot be written to; `layouts` tells that
             done.backward(dys)
-        lines += watch.changes("backward")
+        lines += watch.changes("the backward pass")
     return [
         Diagnosis(
             "in-place change",

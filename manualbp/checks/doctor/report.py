@@ -17,6 +17,7 @@ FOR_TENSORS = 24
 STYLES = {
     "PASS": "green",
     "FAIL": "bold red",
+    "WARNING": "yellow",
     "INCONCLUSIVE": "yellow",
     "SKIPPED": "dim",
 }
@@ -50,17 +51,19 @@ def print_reports(console: Console, reports: Sequence[Report]) -> None:
 
 
 def report_lines(report: Report, inputs: str = "") -> Iterator[Text]:
-    """Yield the lines of a report."""
-    yield Text(report.name, "bold")
+    """Yield the lines of a report: what is wrong comes first."""
+    yield Text(f"{report.name}  ", "bold") + Text(report.verdict, STYLES[report.verdict])
+    if report.verdict == "FAIL":
+        yield from _findings(report)
+        yield Text()
     origin = f" ({inputs})" if inputs else ""
     yield from _folded("inputs", f"{argument_words(report.arguments)}{origin}, seed {report.seed}")
     yield from _folded("truth", report.truth)
     yield from _folded("device", f"{report.device}, TF32 off")
     for note in report.notes:
         yield from _folded("note", note)
-    if report.verdict == "FAIL":
-        yield Text()
-        yield from _findings(report)
+    for warning in report.warnings:
+        yield from _folded("warning", warning, STYLES["WARNING"])
     yield Text()
     yield from _table(report.rows)
     yield from _contracts(report.outcomes)
@@ -82,7 +85,8 @@ def summary(report: Report) -> Text:
     elif report.verdict == "PASS":
         judged = [outcome for outcome in report.outcomes if outcome.verdict == "PASS"]
         words = f"PASS: {len(report.rows) - unclear} gradients, {len(judged)} contracts."
-        words += f" {unclear} gradients are inconclusive." if unclear else ""
+        words += f" Inconclusive: {unclear} gradients." if unclear else ""
+        words += f" Warnings: {len(report.warnings)}." if report.warnings else ""
     else:
         words = "INCONCLUSIVE: no gradient could be judged."
     return Text(words, STYLES[report.verdict])
@@ -91,8 +95,7 @@ def summary(report: Report) -> Text:
 def _findings(report: Report) -> Iterator[Text]:
     """Yield the causes with their evidence, then what was seen."""
     for diagnosis in report.diagnoses:
-        about = f"d{diagnosis.argument}: " if diagnosis.argument else ""
-        yield from _paragraph(f"{about}{diagnosis.words}", "  ", STYLES["FAIL"])
+        yield from _paragraph(diagnosis.words, "  ", STYLES["FAIL"])
         yield from _paragraph(f"evidence: {diagnosis.evidence}", "    ")
     widest = report.rows[0].dtype if report.rows else ""
     for row in report.rows:
@@ -143,7 +146,7 @@ def _contracts(outcomes: Sequence[Outcome]) -> Iterator[Text]:
         return
     yield Text()
     yield Text("contracts", "bold")
-    for verdict in ("FAIL", "INCONCLUSIVE", "PASS"):
+    for verdict in ("FAIL", "WARNING", "PASS"):
         names = [outcome.contract for outcome in outcomes if outcome.verdict == verdict]
         if names:
             lines = wrap(", ".join(names), WIDTH - 14)
@@ -158,9 +161,9 @@ def _contracts(outcomes: Sequence[Outcome]) -> Iterator[Text]:
                 yield Text(f"{label if number == 0 else '':<12}  {line}", "dim")
 
 
-def _folded(label: str, words: str) -> Iterator[Text]:
+def _folded(label: str, words: str, style: str = "") -> Iterator[Text]:
     for number, line in enumerate(wrap(words, WIDTH - 10)):
-        yield Text(f"{label if number == 0 else '':<8}  {line}")
+        yield Text(f"{label if number == 0 else '':<8}  {line}", style)
 
 
 def _paragraph(words: str, indent: str, style: str = "") -> Iterator[Text]:

@@ -264,24 +264,8 @@ def test_a_second_forward_pass_changes_nothing():
     _, backward_of_other = run(other)
     found = backward(dys())
     assert_same(found, expected)
-    backward_of_other(dys())
+    backward_of_other([-dy for dy in dys()])
     assert_same(found, expected)
-""",
-    "inputs overwritten": """\
-def test_an_input_or_output_that_is_overwritten_is_noticed():
-    expected = gradients()
-    names = [n for n, t in arguments().items() if t.is_floating_point()]
-    for target_of_change in (*names, *range(len(DYS))):
-        given = arguments()
-        outputs, backward = run(given)
-        named = isinstance(target_of_change, str)
-        with torch.no_grad():
-            (given if named else outputs)[target_of_change].detach().mul_(-2)
-        try:
-            found = backward(dys())
-        except RuntimeError:
-            continue  # refused, as it should be
-        assert_same(found, expected)
 """,
     "used twice": """\
 def test_two_uses_add_up():

@@ -315,19 +315,19 @@ def _slopes(f: Callable[[], Tensor], v: Tensor, places: Sequence[Place], y0: Ten
     Where the outputs bend sharply within two steps, smaller steps follow. A bend that stays the
     same however small the step is a kink; one that grows is rounding.
     """
-    open_ = torch.arange(len(places), device=y0.device)
-    best = Slopes(*(y0.new_zeros(len(places), y0.numel()) for _ in range(4)))
-    least = y0.new_full((len(places),), torch.inf)
+    rows = torch.arange(len(places), device=y0.device)  # those still to be settled
+    best = last = Slopes(*(y0.new_zeros(len(places), y0.numel()) for _ in range(4)))
+    least = bend = y0.new_full((len(places),), torch.inf)
     for step in STEPS[v.dtype]:
-        smooth, kinked, bend = _at_step(f, v, [places[row] for row in open_.tolist()], y0, step)
-        better = bend <= least[open_]
-        best.put(open_, better, smooth)
-        least[open_] = torch.minimum(bend, least[open_])
+        chosen = [places[row] for row in cast(list[int], cast(Any, rows).tolist())]
+        smooth, kinked, bend = _at_step(f, v, chosen, y0, step)
+        best.put(rows, bend <= least[rows], smooth)
+        least[rows] = torch.minimum(bend, least[rows])
         rough = bend >= SMOOTH
-        open_, last, bend = open_[rough], Slopes(*(part[rough] for part in kinked)), bend[rough]
-        if not len(open_):
+        rows, last, bend = rows[rough], Slopes(*(part[rough] for part in kinked)), bend[rough]
+        if not len(rows):
             return best
-    best.put(open_, bend <= 4 * least[open_], last)
+    best.put(rows, bend <= 4 * least[rows], last)
     return best
 
 
@@ -375,9 +375,9 @@ def _where_rough(bend: Tensor, step: float) -> Tensor:
 def _moved(
     f: Callable[[], Tensor], v: Tensor, places: Sequence[Place], step: float
 ) -> tuple[Tensor, list[float]]:
-    """Return f with each number moved by -2, -1, 1 and 2 steps, (4, numbers, outputs), and its unit.
+    """Return f with each number moved by -2, -1, 1 and 2 steps, (4, numbers, outputs).
 
-    Each number is put back.
+    And the unit of each number's step. The numbers are put back.
     """
     rows: list[list[Tensor]] = [[], [], [], []]
     sizes: list[float] = []

@@ -220,6 +220,40 @@ class ComputesAll(LinearFunction):
         return dx, dweight, dbias
 
 
+class AsksForAnother(LinearFunction):
+    """The bias has a gradient only if the weight needs one."""
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        dx, dweight, dbias = LinearFunction.backward(ctx, dy)
+        return dx, dweight, dbias if ctx.needs_input_grad[1] else None
+
+
+class HalvesWhenAlone(LinearFunction):
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        dx, dweight, dbias = LinearFunction.backward(ctx, dy)
+        if dx is not None and dweight is None:
+            dx = dx / 2
+        return dx, dweight, dbias
+
+
+class ReadsMemoryOfTheWeight(LinearFunction):
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        _, weight = ctx.saved_tensors
+        _, dweight, dbias = LinearFunction.backward(ctx, dy)
+        memory = weight.as_strided(weight.shape, (weight.shape[1], 1))
+        return dy @ memory, dweight, dbias
+
+
+class NeedsAContiguousInput(LinearFunction):
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        ctx.saved_tensors[0].view(-1)
+        return LinearFunction.backward(ctx, dy)
+
+
 class TwiceAtTheKink(ReLU):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
@@ -288,6 +322,50 @@ class CapsDy(Double):
         return 2 * dy.clamp(-100, 100)
 
 
+class ClipsItsNorm(Double):
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        dx = 2 * dy
+        return dx * (100 / dx.norm()).clamp(max=1)
+
+
+class CutsDyOff(Function):
+    """Large numbers of dy are cut off before they are summed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.sum(-1, keepdim=True) * x.new_tensor([1.0, 2.0])
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        dy = dy.clamp(-50, 50)
+        return (dy[..., :1] + 2 * dy[..., 1:]) * dy.new_ones(3)
+
+
+class OverflowsForLargeDy(Double):
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        return torch.where(dy.abs() > 500, torch.inf, 2 * dy)
+
+
+class BendsForLargeDy(Double):
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        return torch.where(dy.abs() > 50, 3 * dy, 2 * dy)
+
+
+class DividesByDy(Double):
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        return 2 * dy * dy.norm() / dy.norm()
+
+
+class AddsForDyZero(Double):
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        return 2 * dy + (0 if dy.any() else 1)
+
+
 class AddsAConstant(Double):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
@@ -351,6 +429,31 @@ class BatchTooSmall(Double):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         return 2 * dy if len(dy) > 1 else 3 * dy
+
+
+class FailsForOne(Double):
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        return 2 * dy if len(dy) != 1 else 2 * dy.view(0, 7)
+
+
+class NotZeroForNoExample(LinearFunction):
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        dx, dweight, dbias = LinearFunction.backward(ctx, dy)
+        return dx, dweight, dbias if len(dy) else torch.ones(dy.shape[1]).to(dy)
+
+
+BUFFERS: dict[Any, Tensor] = {}
+
+
+class HandsOutItsBuffer(Double):
+    """Every pass returns the same memory."""
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        buffer = BUFFERS.setdefault((dy.shape, dy.dtype), torch.zeros_like(dy))
+        return buffer.copy_(1.5 * dy).add_(0.5 * dy)
 
 
 class BatchNotEmpty(Double):

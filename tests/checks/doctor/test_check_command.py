@@ -34,7 +34,7 @@ def test_a_wrong_target() -> None:
     code, out, err = call("check", f"{FILE}:WrongSign", "--dtype", "float64")
     assert (code, err) == (1, "")
     text = " ".join(out.split())
-    assert "dweight: the gradient has the wrong sign evidence: -1 times the truth" in text
+    assert "the gradient has the wrong sign evidence: -1 times the truth" in text
     assert "float64: dweight is wrong: worst at [" in text
     assert "smallest inputs that still fail: x 1×1, weight 1×1, bias 1" in text
     assert "FAIL: 1 of 3 gradients" in text
