@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -95,11 +95,12 @@ def record(step: Step, arguments: Sequence[Tensor]) -> Recording:
     # Outside of inference mode composite operations reach the tape as what they are made of.
     with torch.inference_mode(False), torch.no_grad():
         own = [argument.clone() for argument in arguments]
-        with _on_capture_stream(), tape:
+        with tape:
             result = step(*own)
         tape.undo()
-    if result.is_cuda:
-        return _record_graph(step, own, tape)
+        if result.is_cuda:
+            with torch.cuda.device(result.device):
+                return _record_graph(step, own, tape)
     return _plan(tape.calls, own, result)
 
 
@@ -465,7 +466,7 @@ def _record_graph(step: Step, arguments: list[Tensor], tape: Tape) -> Recording:
     torch.cuda.synchronize()
     torch.cuda.empty_cache()  # so that all memory reserved below is the graph's
     before = torch.cuda.memory_reserved()
-    with torch.cuda.graph(graph, stream=_capture_stream(torch.cuda.current_device())):
+    with _workspace_of_its_own(), torch.cuda.graph(graph, stream=torch.cuda.Stream()):
         result = step(*arguments)
     memory = torch.cuda.memory_reserved() - before
 
@@ -478,28 +479,25 @@ def _record_graph(step: Step, arguments: list[Tensor], tape: Tape) -> Recording:
 
 
 @contextmanager
-def _on_capture_stream() -> Generator[None]:
-    """Work on the stream on which CUDA graphs are captured; where CUDA is not in use, do nothing.
+def _workspace_of_its_own() -> Generator[None]:
+    """Let products of matrices inside take their workspace from the memory of the graph.
 
-    A library such as cuBLAS sets itself up at its first call on a stream, which it must not do
-    within a capture.
+    torch keeps one workspace for each stream, and gives it back when it likes: at the end of
+    another graph of that stream, or when torch.compile makes a graph. This graph would go on with
+    memory that is somebody else's, or nobody's.
     """
-    if not torch.cuda.is_initialized():
+    _forget_workspaces()
+    try:
         yield
-        return
-    here, there = torch.cuda.current_stream(), _capture_stream(torch.cuda.current_device())
-    there.wait_stream(here)
-    with torch.cuda.stream(there):
-        yield
-    here.wait_stream(there)
+    finally:
+        _forget_workspaces()
 
 
-@cache
-def _capture_stream(device: int) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
+# The four things that torch keeps private and a recording cannot do without.
 
 
-# The three things that torch keeps private and a recording cannot do without.
+def _forget_workspaces() -> None:
+    cast(Any, torch._C)._cuda_clearCublasWorkspaces()  # pyright: ignore[reportPrivateUsage]
 
 
 def _schema(op: OpOverload) -> torch.FunctionSchema:

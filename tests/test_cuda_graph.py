@@ -1,13 +1,16 @@
 """Recording on CUDA without CUDA: a stand-in that captures nothing but calls, and replays those.
 
 As with the real one, what is captured is not run, a replay runs on the tensors of the capture, and
-every stream runs by itself unless it is told to wait.
+what a capture forbids is an error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import partial
+from itertools import count
+from typing import Any
 
 import pytest
 import torch
@@ -15,27 +18,37 @@ from test_recording import RULES, assert_same_run
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from manualbp import recording
 from manualbp.optimizers import SGD, Optimizer
 from manualbp.recording import Tape, capture
 
 
-class Stream:
-    def __init__(self, log: list[str], name: str) -> None:
-        self.log, self.name = log, name
+class Strict(Tape):
+    """Raises an error for what a capture forbids; a `Tape` does so for numbers read back."""
 
-    def wait_stream(self, other: Stream) -> None:
-        self.log.append(f"{self.name} waits for {other.name}")
+    def __init__(self) -> None:
+        super().__init__()
+        self.registered: list[torch.Generator] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.ops.aten.lift_fresh.default:  # of torch.tensor, and all its kin
+            raise RuntimeError("a tensor is copied from the host while a stream is captured")
+        drawn = torch.Tag.nondeterministic_seeded in func.tags
+        if drawn and (kwargs or {}).get("generator") not in self.registered:
+            raise RuntimeError(f"{func} draws from a generator that the graph does not know")
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
 
 class Graph:
     """Keeps calls and runs them again, with the results in the memory of the first ones."""
 
     def __init__(self, log: list[str]) -> None:
-        self.log, self.tape = log, Tape()
+        self.log, self.tape = log, Strict()
 
     def register_generator_state(self, generator: torch.Generator) -> None:
         self.log.append("generator registered")
+        self.tape.registered.append(generator)
 
     def replay(self) -> None:
         for call in self.tape.calls:
@@ -47,61 +60,55 @@ class Graph:
 
 
 @pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> Generator[list[str]]:
+def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Let everything happen on a CUDA device that is none; return what happens there."""
     happened: list[str] = []
-    main, side = Stream(happened, "main"), Stream(happened, "side")
-    current = [main]
+    streams = (f"stream {number}" for number in count(1))
 
     @contextmanager
-    def stream(other: Stream) -> Generator[None]:
-        current.append(other)
-        yield
-        current.pop()
-
-    @contextmanager
-    def graph(graph: Graph, stream: Stream) -> Generator[None]:
-        happened.append(f"capture on {stream.name}")
+    def graph(graph: Graph, stream: str) -> Generator[None]:
+        happened.append(f"capture on {stream}")
+        # Else the generators' places on the device could not be written to outside of it.
+        assert not torch.is_inference_mode_enabled()
         with graph.tape:
             yield
-        graph.tape.undo()
+        undo(graph.tape)
+        happened.append("captured")
+
+    @contextmanager
+    def device(device: torch.device) -> Generator[None]:
+        happened.append(f"device {device}")
+        yield
 
     undo = Tape.undo
 
     def logged_undo(self: Tape) -> None:
         undo(self)
-        happened.append(f"undone on {current[-1].name}")
+        happened.append("warm-up undone")
 
-    def enter(self: Tape) -> Tape:
-        happened.append(f"run on {current[-1].name}")
-        return enter_tape(self)
-
-    enter_tape = Tape.__enter__
     monkeypatch.setattr(Tape, "undo", logged_undo)
-    monkeypatch.setattr(Tape, "__enter__", enter)
     monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
     for name, value in {
-        "is_initialized": lambda: True,
-        "current_device": lambda: 0,
-        "current_stream": lambda: current[-1],
-        "Stream": lambda device: side,
-        "stream": stream,
+        "Stream": lambda: next(streams),
         "CUDAGraph": lambda: Graph(happened),
         "graph": graph,
+        "device": device,
         "synchronize": lambda: happened.append("synchronized"),
         "empty_cache": lambda: None,
         "memory_reserved": lambda: 100 * len(happened),
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    recording._capture_stream.cache_clear()
-    yield happened
-    recording._capture_stream.cache_clear()
+    forget = partial(happened.append, "workspaces forgotten")
+    monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", forget, raising=False)
+    return happened
 
 
 @pytest.mark.parametrize("rule", RULES, ids=repr)
 def test_replayed_training_is_eager_training(rule: Optimizer, log: list[str]) -> None:
     assert_same_run(rule)
-    assert log.count("capture on side") == 2  # batches of 8 and of 3
+    captures = [line for line in log if line.startswith("capture on")]
+    assert len(captures) == 2  # batches of 8 and of 3
+    assert len(set(captures)) == 2
 
 
 def test_clipping_and_micro_batches(log: list[str]) -> None:
@@ -112,7 +119,7 @@ def test_mixed_precision(log: list[str]) -> None:
     assert_same_run(SGD(0.1, 0.9), rounded_to=torch.bfloat16)
 
 
-def test_the_warm_up_is_on_the_stream_of_the_capture_and_undone_before_it(log: list[str]) -> None:
+def test_the_warm_up_is_undone_before_the_capture(log: list[str]) -> None:
     masks, memory = torch.Generator().manual_seed(0), torch.zeros(3)
 
     def step(x: Tensor) -> Tensor:
@@ -121,21 +128,23 @@ def test_the_warm_up_is_on_the_stream_of_the_capture_and_undone_before_it(log: l
     captured = capture(step)
     captured(torch.ones(3))
     assert log == [
-        "side waits for main",
-        "run on side",
-        "main waits for side",
-        "undone on main",
+        "warm-up undone",
+        "device cpu",
         "generator registered",
         "synchronized",
-        "capture on side",
-        *("run on main", "undone on main"),  # of the stand-in, which cannot but run to capture
+        # Before, so that the products take a workspace from the graph's memory, and after, so that
+        # nobody else takes theirs from there.
+        "workspaces forgotten",
+        "capture on stream 1",
+        "captured",
+        "workspaces forgotten",
     ]
     assert memory.tolist() == [1, 1, 1]
     captured(torch.full((3,), 2.0))
     assert memory.tolist() == [3, 3, 3]
     (only,) = captured.recordings.values()
     assert only.calls == 4
-    assert only.buffer_bytes == 300  # as reserved from the capture on
+    assert only.buffer_bytes == 400  # as reserved from the capture on
 
 
 def test_the_results_of_the_warm_up_are_gone_before_the_capture(
@@ -162,4 +171,9 @@ def test_a_tensor_of_the_cpu_is_refused(log: list[str], monkeypatch: pytest.Monk
     two = torch.tensor(2.0)
     with pytest.raises(ValueError, match=r"with a tensor of the CPU \(in mul\) cannot be recorded"):
         capture(lambda x: x * two)(torch.ones(3))
-    assert "capture on side" not in log
+    assert "capture on stream 1" not in log
+
+
+def test_a_tensor_made_of_numbers_in_the_step_is_refused(log: list[str]) -> None:
+    with pytest.raises(RuntimeError, match="copied from the host while a stream is captured"):
+        capture(lambda x: x * torch.tensor(2.0))(torch.ones(3))

@@ -44,6 +44,7 @@ def train(
     recorded: bool,
     rule: Optimizer,
     *,
+    device: str = "cpu",
     model: ModelName = "mlp",
     dtype: torch.dtype = torch.float32,
     rounded_to: torch.dtype | None = None,
@@ -52,9 +53,9 @@ def train(
     """Make 25 updates on changing data with changing rates; every fifth batch is smaller."""
     net = build(model, 6, 4, hidden=(8, 8), dropout=0.3)
     step = TrainingStep(net, CrossEntropyLoss(), rule, Penalty(0.01), **settings)
-    params = net.parameters(torch.Generator().manual_seed(0), dtype=dtype)
+    params = net.parameters(torch.Generator().manual_seed(0), dtype=dtype, device=device)
     params = Parameters(params.shapes, params.flat, rounded_to=rounded_to)
-    engine = ManualEngine(step, params, torch.Generator().manual_seed(1), recorded=recorded)
+    engine = ManualEngine(step, params, torch.Generator(device).manual_seed(1), recorded=recorded)
     engine.plan([rule.lr / (1 + i) for i in range(25)])
     data = torch.Generator().manual_seed(2)
     outputs: list[Tensor] = []
@@ -62,7 +63,7 @@ def train(
         rows = 3 if i % 5 == 4 else 8
         x = torch.randn(rows, 6, generator=data).to(dtype)
         target = torch.randint(0, 4, (rows,), generator=data)
-        outputs.append(engine.step(x, target).clone())
+        outputs.append(engine.step(x.to(device), target.to(device)).clone())
     return engine, outputs
 
 
@@ -81,8 +82,8 @@ def assert_same_run(rule: Optimizer, **settings: object) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=repr)
-def test_replayed_training_is_eager_training(rule: Optimizer) -> None:
-    assert_same_run(rule)
+def test_replayed_training_is_eager_training(rule: Optimizer, device: str) -> None:
+    assert_same_run(rule, device=device)
 
 
 @pytest.mark.parametrize("model", ["logistic", "maxout", "residual"])
@@ -97,13 +98,28 @@ def test_other_types(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("rule", [SGD(0.1, 0.9), LookAheadNesterov(0.1, 0.9), Adam(0.01)], ids=repr)
 @pytest.mark.parametrize("micro_batch", [0, 3])
-def test_mixed_precision(rule: Optimizer, micro_batch: int) -> None:
+def test_mixed_precision(rule: Optimizer, micro_batch: int, device: str) -> None:
     more = {"micro_batch": micro_batch} if micro_batch else {}
-    assert_same_run(rule, rounded_to=torch.bfloat16, **more)
+    assert_same_run(rule, rounded_to=torch.bfloat16, device=device, **more)
 
 
-def test_clipping_and_micro_batches() -> None:
-    assert_same_run(SGD(0.1, 0.9), clip_norm=0.5, clip_value=0.1, micro_batch=3)
+def test_clipping_and_micro_batches(device: str) -> None:
+    more = {"clip_norm": 0.5, "clip_value": 0.1, "micro_batch": 3}
+    assert_same_run(SGD(0.1, 0.9), device=device, **more)
+
+
+@pytest.mark.cuda
+def test_a_graph_outlives_others_and_the_workspaces_of_torch() -> None:
+    """The products are of a size for which cuBLAS takes a workspace."""
+    x, w = (torch.randn(512, 512, device="cuda") for _ in range(2))
+    expected = x @ w @ w
+    captured = capture(lambda x: x @ w @ w)
+    assert torch.equal(captured(x), expected)
+    for _ in range(40):  # more than torch has streams
+        assert torch.equal(capture(lambda x: x @ w @ w)(x), expected)
+    torch._C._cuda_clearCublasWorkspaces()  # as torch.compile does
+    torch.cuda.empty_cache()
+    assert torch.equal(captured(x), expected)
 
 
 @pytest.mark.parametrize("case", layer_cases(), ids=lambda c: f"{case_owner(c)}, {c.name}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from shlex import quote
 from time import monotonic
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -362,9 +362,15 @@ def configure_processor(config: TrainConfig, trainer: Trainer) -> None:
     # The momentum of a unit that has died fades into denormal numbers, which take a processor ten
     # times as long; they count as zero.
     torch.set_flush_denormal(True)
-    products = "tf32" if config.tf32 else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = products
-    torch.backends.cudnn.fp32_precision = products  # which by itself would use TF32
+    # Sets the newer switch of torch, cuda.matmul.fp32_precision, too. torch.compile reads both, and
+    # would fail where they differ.
+    torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+    backends = cast(Any, torch.backends)
+    backends.mkldnn.matmul.fp32_precision = "ieee"  # the CPU's, which it sets besides
+    for part in (backends.cudnn.conv, backends.cudnn.rnn):  # which by themselves use TF32
+        part.fp32_precision = "tf32" if config.tf32 else "ieee"
+    # With --precision bf16-mixed, too, a product sums in float32.
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
 
 def open_directory(config: TrainConfig) -> RunDirectory:

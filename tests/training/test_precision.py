@@ -210,20 +210,32 @@ def test_autograd_in_full_precision_does_without_autocast(monkeypatch: pytest.Mo
 @pytest.fixture
 def products() -> Iterator[None]:
     """Put back what a run sets for the process."""
-    before = torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.fp32_precision
+    cudnn = torch.backends.cudnn
+    before = cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision
+    in_bfloat16 = torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
     yield
-    torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.fp32_precision = before
+    torch.set_float32_matmul_precision("highest")  # torch's own choice
+    cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = before
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = in_bfloat16
 
 
 @pytest.mark.usefixtures("products")
 @pytest.mark.parametrize(("words", "setting"), [((), "ieee"), (("--tf32",), "tf32")])
 def test_tf32_is_off_unless_asked_for(words: tuple[str, ...], setting: str, tmp_path: Path) -> None:
     torch.backends.cuda.matmul.fp32_precision = "ieee" if words else "tf32"
-    torch.backends.cudnn.fp32_precision = "ieee" if words else "tf32"
+    for part in (torch.backends.cudnn.conv, torch.backends.cudnn.rnn):
+        part.fp32_precision = "ieee" if words else "tf32"
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = True
     small = ("--data", "iris", "--hidden", 6, "--max-epochs", 1, "--json")
     outcome = call("train", *small, *words, "--run-dir", tmp_path / "run")
     assert torch.backends.cuda.matmul.fp32_precision == setting
     assert torch.backends.cudnn.conv.fp32_precision == setting
+    assert torch.backends.cudnn.rnn.fp32_precision == setting
+    assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+    # Both of torch's switches, which raise an error where they differ: torch.compile reads them.
+    assert torch.get_float32_matmul_precision() == ("high" if words else "highest")
+    assert torch.backends.cuda.matmul.allow_tf32 == bool(words)
+    assert not torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
     assert f'"tf32": {"true" if words else "false"}' in outcome.out
     saved = (tmp_path / "run" / "config.json").read_text()
     assert f'"tf32": {"true" if words else "false"}' in saved

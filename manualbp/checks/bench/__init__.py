@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,8 @@ def bench(config: BenchConfig) -> list[Result]:
     torch.set_flush_denormal(True)
     # torch.compile would warn, in the middle of the progress display, that it leaves out profiling.
     logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
+    # ... and on a GPU that TF32 is off, as it is for all variants.
+    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
     left_out = {name: "left out by --no-compile" for name in COMPILED if not config.compile}
     with _Display(workloads, config) as display:
         results = [

@@ -133,6 +133,11 @@ class CompiledAutograd(Autograd):
             super().__init__(problem)
         self.error = _compiled(self.eager_error, problem, fullgraph=True)
 
+    def update(self, x: Tensor, target: Tensor) -> Tensor:
+        """Make one update and return the loss before it."""
+        _begin_step(x)
+        return super().update(x, target)
+
 
 class CompiledStep(Autograd):
     """The whole step compiled, as far as torch.compile goes: the gradients as one program, by
@@ -152,6 +157,7 @@ class CompiledStep(Autograd):
 
     def update(self, x: Tensor, target: Tensor) -> Tensor:
         """Make one update and return the loss before it."""
+        _begin_step(x)
         if isinstance(self.optimizer, LookAheadNesterov):
             self.optimizer.look_ahead()
         gradients, error = self.gradients(self.values, x, target)
@@ -259,6 +265,16 @@ def _compiled(function: Callable[..., Any], problem: Problem, *, fullgraph: bool
     # On CUDA the mode that records CUDA graphs, which is torch.compile's fastest for small steps.
     mode = "reduce-overhead" if problem.device.type == "cuda" else None
     return cast(Any, torch).compile(function, fullgraph=fullgraph, dynamic=False, mode=mode)
+
+
+def _begin_step(x: Tensor) -> None:
+    """Tell torch.compile that a new step begins, of which all programs up to the next are a part.
+
+    Else each program that it made a CUDA graph takes its own call for a step, and takes back the
+    memory of the one before: the gradients, before the update has read them.
+    """
+    if x.is_cuda:
+        torch.compiler.cudagraph_mark_step_begin()
 
 
 @contextmanager

@@ -249,7 +249,9 @@ def _undisturbed(arguments: Arguments) -> Generator[None]:
 
 
 def _may_use_tf32() -> list[Any]:
-    return [torch.backends.cuda.matmul, torch.backends.cudnn]
+    backends = cast(Any, torch.backends)
+    # torch 2.11 does not pass on to convolutions and recurrent layers what is set for all of cudnn.
+    return [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
 
 
 # Gradients ----------------------------------------------------------------------------------------

@@ -129,12 +129,27 @@ def test_our_own_layers_pass(name: str) -> None:
 def test_nothing_outside_is_changed() -> None:
     x = torch.randn(4, 3)
     kept, state = x.clone(), torch.get_rng_state()
-    tf32 = torch.backends.cuda.matmul.fp32_precision
+    switches = [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]
+    tf32 = [switch.fp32_precision for switch in switches]
     target = wrap(examined_functions.WritesToX, "WritesToX", [x])
     examine(target.subject, target.arguments)
     assert torch.equal(x, kept)
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.backends.cuda.matmul.fp32_precision == tf32
+    assert [switch.fp32_precision for switch in switches] == tf32
+
+
+def test_products_and_convolutions_are_not_rounded_to_tf32() -> None:
+    found: set[str] = set()
+
+    def watched(x: torch.Tensor) -> torch.Tensor:
+        found.add(torch.backends.cuda.matmul.fp32_precision)
+        found.add(torch.backends.cudnn.conv.fp32_precision)
+        found.add(torch.backends.cudnn.rnn.fp32_precision)
+        return x.relu()
+
+    target = wrap(watched, "watched", [torch.randn(4, 3)])
+    examine(target.subject, target.arguments)
+    assert found == {"ieee"}
 
 
 def test_inputs_on_which_the_forward_pass_fails_are_refused() -> None:
