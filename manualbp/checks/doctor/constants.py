@@ -31,7 +31,8 @@ def readings(factor: float, sizes: Sizes, tolerance: float) -> list[str]:
     """Return what the size of a factor may mean, the likeliest first; empty for a plain number."""
     size = abs(factor)
     found: dict[str, None] = {}
-    for text, value in chain(_of_sizes(sizes), _plain()):
+    halves = [("2", 2.0), ("½", 0.5)]  # what squares have, whatever the lengths are
+    for text, value in chain(halves, _of_sizes(sizes), _plain()):
         if isclose(size, value, rel_tol=max(tolerance, 1e-9)):
             found.setdefault(text)
     power = round(log2(size)) if size > 0 else 0
@@ -60,12 +61,15 @@ def _of_sizes(sizes: Sizes) -> Iterator[tuple[str, float]]:
         n = f"N = {length}, {where}"
         yield f"N with {n}", length
         yield f"1/N with {n}", 1 / length
-        yield f"√d with d = {length}, {where}", sqrt(length)
-        yield f"1/√d with d = {length}, {where}", 1 / sqrt(length)
         yield f"N/(N-1) with {n}", length / (length - 1)
         yield f"(N-1)/N with {n}", (length - 1) / length
+        yield f"√(N/(N-1)) with {n}", sqrt(length / (length - 1))
+        yield f"√((N-1)/N) with {n}", sqrt((length - 1) / length)
         yield f"2N with {n}", 2 * length
         yield f"1/(2N) with {n}", 0.5 / length
+    for length, where in lengths.items():
+        yield f"√d with d = {length}, {where}", sqrt(length)
+        yield f"1/√d with d = {length}, {where}", 1 / sqrt(length)
     for name, shape in sizes.items():
         count = prod(shape)
         if len(shape) > 1 and count > 1:

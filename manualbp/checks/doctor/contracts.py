@@ -456,12 +456,15 @@ def used_twice(trial: Trial) -> list[str]:
         if found:
             return found
     if isinstance(trial.subject, ThroughAutograd):
-        function, seed = trial.subject.function, trial.subject.seed
+        subject = trial.subject
+
+        def used(arguments: Arguments) -> list[Tensor]:
+            set_seed(subject.seed)  # the same random numbers each time
+            given = {n: t.clone() for n, t in arguments.items()} if subject.in_place else arguments
+            return tensors_of(subject.function(given))
 
         def twice(arguments: Arguments) -> object:
-            once = tensors_of(function(arguments))
-            set_seed(seed)  # the same random numbers again
-            return [*once, *tensors_of(function(arguments))]
+            return [*used(arguments), *used(arguments)]
 
         try:
             both = replace(trial.subject, function=twice).run(trial.arguments)

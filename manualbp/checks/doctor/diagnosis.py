@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import sqrt
 
 import torch
 from torch import Tensor
@@ -19,10 +20,19 @@ from manualbp.checks.doctor.fitting import (
     COARSE,
     Fit,
     fit,
+    in_other_places,
     missing_term,
+    scaled_statistics,
     term_along_another_axis,
+    weighted_parts,
 )
-from manualbp.checks.doctor.hypotheses import Hypothesis, hypotheses, kind, last_hypotheses
+from manualbp.checks.doctor.hypotheses import (
+    Hypothesis,
+    along,
+    hypotheses,
+    kind,
+    last_hypotheses,
+)
 from manualbp.checks.doctor.laboratory import (
     Draw,
     Laboratory,
@@ -34,10 +44,13 @@ from manualbp.checks.doctor.laboratory import (
     working_dtype,
 )
 from manualbp.checks.doctor.passes import PROBES, in_place_changes
-from manualbp.checks.doctor.patterns import pattern, wrong_parts, wrong_places
+from manualbp.checks.doctor.patterns import indices, pattern, wrong_links, wrong_parts, wrong_places
 from manualbp.checks.doctor.subject import Arguments, Diagnosis, Subject
 
 NOT_RECOGNISED = "not recognised"
+
+NEARLY = 2e-3
+"""A factor that leaves less than this explains a gradient but for a rest."""
 
 
 def diagnose(
@@ -250,10 +263,20 @@ def _explain(lab: Laboratory, name: str, draw: Draw) -> list[Diagnosis]:
         evidence = f"the right one has numbers up to {largest_of(right):.3g}"
         return [Diagnosis("zero", name, words, evidence)]
     draws = [draw, *_more_draws(lab, name, draw)]
+    intended = _of_a_flat_function(name, draws)
+    if intended is not None:
+        return [intended]
     tight = 10 * max(lab.limits(d)[name] for d in draws)
     best = _best_fit(hypotheses(lab, name, draw), name, draws, tight)
     if best is not None:
         return _told(name, best, draws, tight)
+    if in_other_places(name, draws, tight):
+        words = (
+            f"the gradient of {name} has the right numbers in the wrong places, as after a reshape "
+            "without its transpose, or with the indices of something else"
+        )
+        evidence = f"sorted, they are the right ones in {len(draws)} runs"
+        return [Diagnosis("permuted", name, words, evidence)]
     term = missing_term(name, draws, tight)
     if term is not None:
         words = (
@@ -281,6 +304,9 @@ def _explain(lab: Laboratory, name: str, draw: Draw) -> list[Diagnosis]:
     precision = _precision(lab, name, draws, lambda d: d.true[name])
     if precision is not None:
         return [precision]
+    scaled = _scaled(name, draws, tight)
+    if scaled is not None:
+        return [scaled]
     coarse = None
     if tight < COARSE:
         coarse = _best_fit(hypotheses(lab, name, draw), name, draws, COARSE)
@@ -290,6 +316,63 @@ def _explain(lab: Laboratory, name: str, draw: Draw) -> list[Diagnosis]:
         if lost is not None:
             return [*_told(name, coarse, draws, COARSE), lost]
     return _by_places(lab, name, draws, tight)
+
+
+DETACHED = "a function given by --reference, with what autograd shall not see detached"
+
+
+def _of_a_flat_function(name: str, draws: Sequence[Draw]) -> Diagnosis | None:
+    """Return that there is a gradient where the outputs do not change: mostly it is meant so."""
+    if any(draw.true[name].any() for draw in draws):
+        return None
+    passed_on = any(
+        dy.shape == draws[0].ours(name).shape and torch.equal(draws[0].ours(name), dy.double())
+        for dy in draws[0].dys
+    )
+    looks = "a straight-through estimator" if passed_on else "a surrogate gradient"
+    words = (
+        f"the outputs do not change with {name} here, its true gradient is zero, but the backward "
+        f"pass gives {'dy as it is' if passed_on else 'another'}: this looks like {looks}; if it "
+        f"is meant so, compare with {DETACHED}"
+    )
+    evidence = (
+        f"the true gradient is 0 in {len(draws)} runs with other arguments and other dy; the "
+        f"backward pass gives numbers up to {largest_of(draws[0].ours(name)):.3g}"
+    )
+    return Diagnosis("not the derivative", name, words, evidence)
+
+
+def _scaled(name: str, draws: Sequence[Draw], limit: float) -> Diagnosis | None:
+    """Return that parts of a gradient have factors of their own, as from another statistic."""
+    term = scaled_statistics(name, draws, limit)
+    if term is None:
+        return None
+    axes = ", ".join(map(str, term.axes))
+    others = [axis for axis in range(draws[0].true[name].ndim) if axis not in term.axes]
+    where = f"along axis {', '.join(map(str, others))}" if others else "in each run"
+    if term.what == "another standard deviation":
+        n = torch.Size([draws[0].true[name].shape[axis] for axis in term.axes]).numel()
+        words = (
+            f"the gradient of {name} is that of a normalisation along axis {axes} with another "
+            "standard deviation than in the forward pass"
+        )
+        for factor, text in (
+            (sqrt((n - 1) / n), "its variance is divided by N - 1, in the forward pass by N"),
+            (sqrt(n / (n - 1)), "its variance is divided by N, in the forward pass by N - 1"),
+        ):
+            if abs(term.share / factor - 1) < 1e-3:
+                words += f": {text}"
+        evidence = (
+            f"gradient = a truth + b (x - mean) along axis {axes} to {term.error:.0e}, in "
+            f"{len(draws)} runs; a is {term.share:.6g} on average (another ε, or another count)"
+        )
+        return Diagnosis("another statistic", name, words, evidence)
+    words = f"the gradient of {name} is wrong by a factor of its own for each index {where}"
+    evidence = (
+        f"gradient = a truth, one a along axis {axes}, to {term.error:.0e} in {len(draws)} runs; "
+        f"a is {term.share:.4g} on average in one of them"
+    )
+    return Diagnosis("factor of each index", name, words, evidence)
 
 
 def _times(tensor: Tensor | None, factor: float) -> Tensor | None:
@@ -338,6 +421,11 @@ def _told(name: str, best: Fit, draws: Sequence[Draw], limit: float) -> list[Dia
     if best.factor < 0:
         text = f"the gradient of {name} has the wrong sign"
         evidence = f"gradient = {best.factor:.6g} × {'truth' if cause == 'right' else 'that'}; "
+        if _passed_through(name, draws):
+            text += (
+                ": y is the input itself, so this looks like a gradient reversal; if it is meant "
+                f"so, compare with {DETACHED}"
+            )
         found.append(Diagnosis("sign", name, text, evidence + best.evidence))
     if abs(best.factor) != 1:
         first = draws[0]
@@ -351,6 +439,14 @@ def _told(name: str, best: Fit, draws: Sequence[Draw], limit: float) -> list[Dia
         evidence = f"gradient = {best.factor:.9g} × {'truth' if cause == 'right' else 'that'}; "
         found.append(Diagnosis("constant factor", name, text, evidence + best.evidence))
     return found
+
+
+def _passed_through(name: str, draws: Sequence[Draw]) -> bool:
+    """Return whether the forward pass hands on this argument as it is."""
+    return all(
+        len(draw.outputs) == 1 and torch.equal(draw.outputs[0], draw.arguments[name])
+        for draw in draws
+    )
 
 
 def _precision(
@@ -415,12 +511,39 @@ def _by_places(lab: Laboratory, name: str, draws: Sequence[Draw], limit: float) 
         inactive = _inactive_outputs(lab, name, draw, limit)
         if inactive is not None:
             return [inactive]
+    if places is not None and places.cause != "certain elements":
+        text = f"the gradient of {name} is wrong in part: {places.words}"
+        return [Diagnosis(places.cause, name, text, places.evidence)]
+    constants = _few_constants(name, draws, limit)
+    if constants is not None:
+        return [constants]
+    links = wrong_links(lab, name, draw, limit)
+    if links is not None and (places is None or links.cause != "wrong derivative"):
+        text = f"the gradient of {name} is wrong: {links.words}"
+        return [Diagnosis(links.cause, name, text, links.evidence)]
     if places is not None:
         text = f"the gradient of {name} is wrong in part: {places.words}"
         return [Diagnosis(places.cause, name, text, places.evidence)]
+    unreached = _unreached(name, draws, limit)
+    if unreached is not None:
+        return [unreached]
     lost = _lost_parts(lab, name, draw, limit)
     if lost is not None:
         return [lost]
+    same_arguments = [d for d in draws if d.arguments is draw.arguments]
+    nearly = _nearly_a_factor(name, same_arguments)
+    if nearly is not None:
+        return nearly
+    weights = weighted_parts(lab, name, same_arguments, limit)
+    if weights is not None:
+        low, high = weights.factors.min().item(), weights.factors.max().item()
+        where = along(weights.axis)
+        words = f"the gradient of {name} is wrong: each index along {where} has a factor of its own"
+        evidence = (
+            f"the contributions with factors from {low:.4g} to {high:.4g} give it to "
+            f"{weights.error:.0e}, in {len(same_arguments)} runs with other dy"
+        )
+        return [Diagnosis("factor of each index", name, words, evidence)]
     return [_not_recognised(lab, name, draw, limit)]
 
 
@@ -432,6 +555,62 @@ def _through_shorter(gradient: Tensor, right: Tensor) -> str:
         ):
             return "" if torch.equal(right.to(dtype).double(), right) else kind(dtype)
     return ""
+
+
+def _few_constants(name: str, draws: Sequence[Draw], limit: float) -> Diagnosis | None:
+    """Return that what is missing is one of two constants, as a part of a label's one-hot is."""
+    texts: list[str] = []
+    for draw in draws:
+        if sum(dy.numel() for dy in draw.dys) != 1:
+            return None
+        dy = draw.dys[0].double().item()
+        missing = (draw.true[name] - draw.ours(name)).flatten()
+        scale = max(largest_of(draw.true[name]), largest_of(draw.ours(name)))
+        if not dy or len(missing) < 6:
+            return None
+        ordered = missing.sort().values
+        jumps = (ordered.diff() > 10 * limit * scale).nonzero().flatten() + 1
+        if not 1 <= len(jumps) <= 2:
+            return None
+        parts = ordered.tensor_split(jumps.cpu())
+        if any(largest_of(part - part.mean()) > 10 * limit * scale for part in parts):
+            return None
+        texts.append(" and ".join(f"{p.mean().item() / dy:.6g} in {len(p)} places" for p in parts))
+    words = (
+        f"in the gradient of {name} constants are missing or wrong, as those of a one-hot target, "
+        "of label smoothing or of a mask"
+    )
+    evidence = f"truth minus gradient is dy times {texts[0]}, in {len(texts)} runs"
+    return Diagnosis("missing term", name, words, evidence)
+
+
+def _unreached(name: str, draws: Sequence[Draw], limit: float) -> Diagnosis | None:
+    """Return that numbers on which nothing depends get a gradient, though others are wrong too."""
+    zero = torch.stack([draw.true[name] == 0 for draw in draws]).all(0)
+    given = torch.stack([draw.ours(name).abs() > limit for draw in draws]).all(0)
+    if not (zero & given).any() or not bool((given | ~zero).all()) or zero.ndim == 0:
+        return None
+    for axis in range(zero.ndim):
+        others = [a for a in range(zero.ndim) if a != axis]
+        hidden = zero.all(others) if others else zero
+        if int(hidden.sum()) * zero.numel() == int(zero.sum()) * len(hidden):
+            words = (
+                f"the gradient of {name} is wrong: it is not zero for {indices(hidden)} along axis "
+                f"{axis}, on which y does not depend: a mask of the forward pass is missing in it"
+            )
+            evidence = f"{int(zero.sum())} of {zero.numel()} numbers are zero in truth, none here"
+            return Diagnosis("masked positions", name, words, evidence)
+    return None
+
+
+def _nearly_a_factor(name: str, draws: Sequence[Draw]) -> list[Diagnosis] | None:
+    """Return a factor that explains nearly all of an error, and that something else is left."""
+    best = fit(Hypothesis("right", "", lambda draw: draw.true[name]), name, draws, NEARLY)
+    if best is None or abs(best.factor - 1) < 30 * best.error:
+        return None
+    told = _told(name, best, draws, NEARLY)
+    more = f"; what is left, {best.error:.0e} of the largest number, has another cause"
+    return [replace(diagnosis, evidence=diagnosis.evidence + more) for diagnosis in told]
 
 
 def _clipped(name: str, draws: Sequence[Draw], limit: float) -> Diagnosis | None:

@@ -9,8 +9,8 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from manualbp.checks.doctor.hypotheses import Hypothesis
-from manualbp.checks.doctor.laboratory import TINY, Draw, error_of, largest_of
+from manualbp.checks.doctor.hypotheses import Hypothesis, axes_of_parts, contributions
+from manualbp.checks.doctor.laboratory import TINY, Draw, Laboratory, error_of, largest_of
 
 COARSE = 1e-5
 """An error that float32 may leave, relative to the largest number."""
@@ -54,6 +54,8 @@ def fit(hypothesis: Hypothesis, name: str, draws: Sequence[Draw], limit: float) 
             factor = (ours * predicted).sum().item() / square
             factor = 1.0 if abs(factor - 1) <= limit else factor
             factor = -1.0 if abs(factor + 1) <= limit else factor
+            if hypothesis.exact and factor != 1:
+                return None
             if abs(factor) < 1e-9:
                 return None
         numbers += ours.numel()
@@ -63,6 +65,17 @@ def fit(hypothesis: Hypothesis, name: str, draws: Sequence[Draw], limit: float) 
     if numbers < 2:
         return None  # a factor can always be found for a single number
     return Fit(hypothesis, factor, worst, numbers, len(draws))
+
+
+def in_other_places(name: str, draws: Sequence[Draw], limit: float) -> bool:
+    """Return whether a gradient has all the right numbers, some of them in wrong places."""
+    for draw in draws:
+        ours, right = draw.ours(name), draw.true[name]
+        if ours.shape != right.shape or ours.numel() < 4:
+            return False
+        if error_of(ours.flatten().sort().values, right.flatten().sort().values) > limit:
+            return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -174,3 +187,76 @@ def _crossed(name: str, draw: Draw, what: str, limit: float) -> Term | None:
         return None
     surplus = right.numel() - sum(right.shape)
     return Term((0, 1), what, largest_of(right - ours) / scale, largest_of(left) / scale, surplus)
+
+
+def scaled_statistics(name: str, draws: Sequence[Draw], limit: float) -> Term | None:
+    """Return that the gradient is a truth + b (x - mean), with a and b for each group along axes.
+
+    So it is where a normalisation divides by another standard deviation than its forward pass.
+    `share` is the mean of a. Where b is 0 everywhere it is a factor for each group.
+    """
+    ndim = draws[0].true[name].ndim
+    if ndim > 4:
+        return None
+    for axes in [some for count in range(ndim, 0, -1) for some in combinations(range(ndim), count)]:
+        for what in ("a factor of its own for each index", "another standard deviation"):
+            terms = [_scaled(name, draw, axes, what, limit) for draw in draws]
+            found = [term for term in terms if term is not None]
+            if len(found) == len(draws) and sum(t.surplus for t in found) >= 6:
+                return max(found, key=lambda term: term.error)
+    return None
+
+
+def _scaled(name: str, draw: Draw, axes: tuple[int, ...], what: str, limit: float) -> Term | None:
+    right, ours = draw.true[name], draw.ours(name)
+    x = draw.arguments[name].double()
+    basis = [right]
+    if what == "another standard deviation":
+        basis.append(x - x.mean(axes, keepdim=True))
+    group = torch.Size([right.shape[axis] for axis in axes]).numel()
+    groups = right.numel() // max(group, 1)
+    scale = max(largest_of(right), largest_of(ours))
+    if group < len(basis) + 2 or (groups < 2 and len(basis) == 1) or scale <= TINY:
+        return None
+    error = largest_of(_without(ours, basis, axes)) / scale
+    if error > limit:
+        return None
+    square = (right * right).sum(axes)
+    if (square == 0).any():
+        return None
+    own = right
+    for direction in basis[1:]:
+        own = own - _share(own, direction, axes)  # what the truth has in common with no other
+    factors = (ours * own).sum(axes) / (own * own).sum(axes).clamp_min(TINY**2)
+    if ((factors - 1).abs() <= 10 * limit).any():
+        return None  # some are right: the places say more
+    surplus = right.numel() - len(basis) * groups
+    return Term(axes, what, factors.mean().item(), error, surplus)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A factor for what each index along an axis of y adds to a gradient."""
+
+    axis: int | None
+    factors: Tensor
+    error: float
+
+
+def weighted_parts(
+    lab: Laboratory, name: str, draws: Sequence[Draw], limit: float
+) -> Weights | None:
+    """Return the factors with which the parts of y come into a gradient, if they give all of it.
+
+    The draws differ in dy alone, so that the factors are the same in all of them.
+    """
+    for axis in axes_of_parts(draws[0].dys[0]):
+        parts = torch.cat([contributions(lab, name, d, axis).flatten(1) for d in draws], 1).T
+        ours = torch.cat([d.ours(name).flatten() for d in draws])
+        if parts.shape[0] < parts.shape[1] + 4:
+            continue
+        factors = torch.pinverse(parts) @ ours
+        error = largest_of(parts @ factors - ours) / max(largest_of(ours), TINY)
+        if error <= limit:
+            return Weights(axis, factors, error)
+    return None

@@ -7,14 +7,22 @@ A hypothesis is believed if it gives every number to rounding, in every draw.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, permutations
+from math import inf
 
 import torch
 from torch import Tensor
 
-from manualbp.checks.doctor.laboratory import Draw, Laboratory, error_of
+from manualbp.checks.doctor.laboratory import (
+    Draw,
+    Laboratory,
+    error_of,
+    random_like,
+    working_dtype,
+)
+from manualbp.checks.doctor.subject import Arguments
 
 MOST_AXES = 4
 """Permutations and sums over axes are tried for tensors with no more axes than these."""
@@ -32,6 +40,7 @@ class Hypothesis:
     cause: str
     words: str
     predict: Predict  # in float64; None where it does not apply
+    exact: bool = False  # no factor is allowed
 
 
 def hypotheses(lab: Laboratory, name: str, first: Draw) -> Iterator[Hypothesis]:
@@ -46,9 +55,12 @@ def hypotheses(lab: Laboratory, name: str, first: Draw) -> Iterator[Hypothesis]:
     yield from _upstream(lab, name, first)
     if elementwise(lab, name, first):
         yield from _derivative_missing(lab, name, first)
+    yield from _added(name, first)
     yield from _other_tensors(lab, name, first)
+    yield from _of_jacobian(lab, name, first)
     yield from _activations(lab, name)
     yield from _factors(lab, name, first)
+    yield from _functions_as_factors(name, first)
     yield from _sums(lab, name, first)
     yield from _last_or_first(lab, name, first)
     yield from _upstream_transposed(lab, name, first)
@@ -88,14 +100,15 @@ def _reordered(name: str, first: Draw) -> Iterator[Hypothesis]:
 
         yield Hypothesis("transposed", f"it is {told}", permuted)
         yield Hypothesis("transposed", f"it is {told}, then reshaped back", reshaped)
+    for axes in _sets(axis for axis, length in enumerate(shape) if length > 1):
+
+        def flipped(draw: Draw, axes: tuple[int, ...] = axes) -> Tensor:
+            return draw.true[name].flip(axes)
+
+        yield Hypothesis("reversed", f"its order along {_axes(axes)} is reversed", flipped)
     for axis, length in enumerate(shape):
         if length < 2:
             continue
-
-        def flipped(draw: Draw, axis: int = axis) -> Tensor:
-            return draw.true[name].flip(axis)
-
-        yield Hypothesis("reversed", f"its order along axis {axis} is reversed", flipped)
         for step in (1, -1):
 
             def rolled(draw: Draw, axis: int = axis, step: int = step) -> Tensor:
@@ -109,6 +122,16 @@ def _reordered(name: str, first: Draw) -> Iterator[Hypothesis]:
             words = f"it is off by one along axis {axis}: every number stands {step:+d} further on"
             yield Hypothesis("off by one", words, rolled)
             yield Hypothesis("off by one", words, shifted)
+
+
+def _sets(items: Iterable[int]) -> list[tuple[int, ...]]:
+    """Return all sets of some of them, the small ones first."""
+    every = list(items)
+    return [some for count in range(1, len(every) + 1) for some in combinations(every, count)]
+
+
+def _axes(axes: Sequence[int]) -> str:
+    return f"axis {axes[0]}" if len(axes) == 1 else f"axes {', '.join(map(str, axes))}"
 
 
 def _of_another_argument(name: str, first: Draw) -> Iterator[Hypothesis]:
@@ -129,6 +152,96 @@ def _of_another_argument(name: str, first: Draw) -> Iterator[Hypothesis]:
             yield Hypothesis("another argument", words, turned)
 
 
+def _added(name: str, first: Draw) -> Iterator[Hypothesis]:
+    """Something that a skip connection or another path adds is missing, or is there too often."""
+
+    def with_term(term: Callable[[Draw], Tensor], sign: int) -> Predict:
+        return lambda draw: draw.true[name] + sign * term(draw)
+
+    shape = first.true[name].shape
+    for i, dy in enumerate(first.dys):
+        if dy.shape != shape and broadcasts(shape, dy.shape):
+            words = "dy is summed as it is: the derivative of the activation is missing"
+            yield Hypothesis(
+                "activation derivative missing",
+                words,
+                lambda draw, i=i: draw.dys[i].double().sum_to_size(shape),
+            )
+        if dy.shape != shape:
+            continue
+        which = "dy" if len(first.dys) == 1 else f"dy of output {i}"
+        term = with_term(lambda draw, i=i: draw.dys[i].double(), -1)
+        words = f"the term {which} is missing, which a skip connection passes on"
+        yield Hypothesis("missing term", words, term, exact=True)
+        term = with_term(lambda draw, i=i: draw.dys[i].double(), 1)
+        words = f"{which} is added to it once too often"
+        yield Hypothesis("extra term", words, term, exact=True)
+    for other in first.true:
+        if other != name and first.true[other].shape == shape:
+            term = with_term(lambda draw, o=other: draw.true[o], 1)
+            words = f"the gradient of {other} is added to it"
+            yield Hypothesis("extra term", words, term, exact=True)
+
+
+def _of_jacobian(lab: Laboratory, name: str, first: Draw) -> Iterator[Hypothesis]:
+    """The right ∂y/∂argument itself for its transpose, its diagonal, or dy along another axis."""
+    if len(first.dys) != 1 or first.dys[0].numel() > 4 * MOST_PARTS:
+        return
+    y, shape = first.dys[0].shape, first.true[name].shape
+    known: dict[int, Tensor] = {}
+
+    def slopes_of(draw: Draw) -> Tensor:
+        if id(draw) not in known:
+            known[id(draw)] = jacobian(lab, name, draw)
+        return known[id(draw)]
+
+    if y == shape and y.numel() > 1:
+
+        def not_transposed(draw: Draw) -> Tensor:
+            return (slopes_of(draw) @ draw.dys[0].double().flatten()).view(shape)
+
+        def diagonal(draw: Draw) -> Tensor:
+            return slopes_of(draw).diagonal().view(shape) * draw.dys[0].double()
+
+        words = (
+            "dy is multiplied by the Jacobian and not by its transpose: what the forward pass does "
+            f"to {name} is done to dy (a matrix not transposed, a sum or a rotation in the same "
+            "direction)"
+        )
+        yield Hypothesis("transposed", words, not_transposed)
+        words = (
+            "only the diagonal of the Jacobian is used: that a number of "
+            f"{name} changes other numbers of y too is left out"
+        )
+        yield Hypothesis("missing term", words, diagonal)
+    kept = [length for length in y if length > 1]
+    for axes in permutations(range(len(shape)), len(kept)):
+        if len(shape) > MOST_AXES or not kept or [shape[axis] for axis in axes] != kept:
+            continue
+        if len(kept) == len(shape):
+            continue  # that would be dy transposed
+
+        def spread(draw: Draw, axes: Sequence[int] = axes) -> Tensor | None:
+            slopes = slopes_of(draw)
+            if ((slopes != 0).sum(0) > 1).any():
+                return None
+            order = sorted(range(len(axes)), key=lambda i: axes[i])
+            sizes = [shape[axis] if axis in axes else 1 for axis in range(len(shape))]
+            dy = draw.dys[0].double().reshape(kept).permute(order).reshape(sizes)
+            return slopes.sum(0).view(shape) * dy
+
+        words = f"dy is spread over the wrong axis: it is taken to lie along {_axes(sorted(axes))}"
+        yield Hypothesis("wrong sum", words, spread)
+
+
+def _moved_on(tensor: Tensor, step: int, axis: int) -> Tensor:
+    return tensor.roll(step, axis) if axis < tensor.ndim else tensor
+
+
+def _places_off(step: int) -> str:
+    return f"one place too {'early' if step > 0 else 'late'}"
+
+
 def _upstream(lab: Laboratory, name: str, first: Draw) -> Iterator[Hypothesis]:
     def with_dys(change: Callable[[Tensor], Tensor]) -> Predict:
         return lambda draw: lab.true(draw.arguments, [change(dy) for dy in draw.dys])[name]
@@ -145,6 +258,12 @@ def _upstream(lab: Laboratory, name: str, first: Draw) -> Iterator[Hypothesis]:
 
         words = f"the upstream gradient of output {lost} is ignored"
         yield Hypothesis("upstream ignored", words, without)
+
+    for axis in range(first.dys[0].ndim):
+        for step in (1, -1):
+            predict = with_dys(lambda dy, axis=axis, step=step: _moved_on(dy, step, axis))
+            words = f"dy is read {_places_off(step)} along axis {axis}"
+            yield Hypothesis("off by one", words, predict)
 
     def with_offset(draw: Draw) -> Tensor | None:
         nothing = [torch.zeros_like(dy) for dy in draw.dys]
@@ -199,6 +318,8 @@ def _other_tensors(lab: Laboratory, name: str, first: Draw) -> Iterator[Hypothes
         def predict(draw: Draw) -> Tensor | None:
             arguments = dict(draw.arguments)
             arguments[other] = change(draw).to(arguments[other].dtype)
+            if not _may_hold(lab, name, draw, arguments):
+                return None
             return lab.true(arguments, draw.dys).get(name)
 
         return predict
@@ -207,6 +328,8 @@ def _other_tensors(lab: Laboratory, name: str, first: Draw) -> Iterator[Hypothes
         for i, y in enumerate(first.outputs):
             if y.shape == tensor.shape:
                 words = "the derivative is taken at the output y instead of at the input"
+                if len(floats) > 1:
+                    words = f"the output y is used in the place of {other}"
                 change = with_argument(other, lambda draw, i=i: draw.outputs[i])
                 yield Hypothesis("activation derivative at y", words, change)
         if 2 <= tensor.ndim <= MOST_AXES:
@@ -217,6 +340,22 @@ def _other_tensors(lab: Laboratory, name: str, first: Draw) -> Iterator[Hypothes
                         other, lambda draw, o=other, a=a, b=b: draw.arguments[o].transpose(a, b)
                     )
                     yield Hypothesis("transposed", words, change)
+        for axis in range(tensor.ndim if other != name else 0):
+            for step in (1, -1):
+                words = f"{other} is read {_places_off(step)} along axis {axis}"
+                change = with_argument(
+                    other,
+                    lambda draw, o=other, s=step, a=axis: draw.arguments[o].roll(s, a),
+                )
+                yield Hypothesis("off by one", words, change)
+        if tensor.ndim >= 3:
+            axes = (tensor.ndim - 2, tensor.ndim - 1)
+            for turned in ((tensor.ndim - 1,), axes):
+                words = f"{other} is used reversed along {_axes(turned)}, a kernel not turned round"
+                change = with_argument(
+                    other, lambda draw, o=other, t=turned: draw.arguments[o].flip(t)
+                )
+                yield Hypothesis("reversed", words, change)
         if len(floats) > 1:
             words = f"the factor {other} is missing"
             change = with_argument(other, lambda draw, o=other: torch.ones_like(draw.arguments[o]))
@@ -228,15 +367,39 @@ def _other_tensors(lab: Laboratory, name: str, first: Draw) -> Iterator[Hypothes
                     yield Hypothesis("another tensor", words, change)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
 
-        def coarse(draw: Draw, dtype: torch.dtype = dtype) -> Tensor:
+        def coarse(draw: Draw, dtype: torch.dtype = dtype) -> Tensor | None:
             rounded = {
                 n: t.to(dtype).to(t.dtype) if t.is_floating_point() else t
                 for n, t in draw.arguments.items()
             }
+            if not _may_hold(lab, name, draw, rounded):
+                return None
             return lab.true(rounded, draw.dys)[name]
 
         words = f"it is computed from tensors that were rounded to {kind(dtype)}"
         yield Hypothesis("precision", words, coarse)
+
+
+def _may_hold(lab: Laboratory, name: str, draw: Draw, arguments: Arguments) -> bool:
+    """Return whether a gradient may be a multiple of the right one at these other arguments.
+
+    Slopes along three random directions say so with a dozen forward passes, where the truth by
+    differences needs a few for each number.
+    """
+    if working_dtype(arguments) != torch.float64 or arguments[name].numel() <= 8:
+        return True
+    ours = draw.ours(name)
+    if ours.shape != arguments[name].shape:
+        return True
+    pairs: list[tuple[float, float]] = []
+    for seed in range(3):
+        direction = random_like(ours, 60 + seed)
+        slope = lab.slope(arguments, draw.dys, name, direction)
+        pairs.append(((ours * direction).sum().item(), slope))
+    size = max(abs(a) for a, _ in pairs) * max(abs(b) for _, b in pairs)
+    if not 0 < size < inf:
+        return True
+    return all(abs(a * d - b * c) < 1e-3 * size for (a, b), (c, d) in combinations(pairs, 2))
 
 
 def kind(dtype: torch.dtype) -> str:
@@ -311,6 +474,64 @@ def _factors(lab: Laboratory, name: str, first: Draw) -> Iterator[Hypothesis]:
                     return lab.true(draw.arguments, dys)[name]
 
                 yield Hypothesis(cause, words, inside)
+
+
+FUNCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "σ({})": torch.sigmoid,
+    "(1 - σ({}))": lambda z: 1 - z.sigmoid(),
+    "tanh {}": torch.tanh,
+    "exp {}": torch.exp,
+    "|{}|": torch.abs,
+    "{}²": torch.square,
+    "√{}": torch.sqrt,
+    "(1 - {})": lambda z: 1 - z,
+    "(1 + {})": lambda z: 1 + z,
+}
+"""Factors that derivatives have."""
+
+IN_TERMS_OF_Y: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "σ' = y (1 - y)": lambda y: y * (1 - y),
+    "tanh' = 1 - y²": lambda y: 1 - y * y,
+    "exp' = y": lambda y: y,
+    "√' = 1/(2y)": lambda y: 0.5 / y,
+    "softplus' = 1 - exp(-y)": lambda y: 1 - (-y).exp(),
+}
+"""Derivatives that are known by the output."""
+
+
+def _functions_as_factors(name: str, first: Draw) -> Iterator[Hypothesis]:
+    """A function of one of the tensors is missing as a factor, or is there once too often."""
+    shape = first.true[name].shape
+    candidates = [n for n, t in first.arguments.items() if t.is_floating_point() and n != "y"]
+    for z in [*candidates, "y"]:
+        if not broadcasts((first.outputs[0] if z == "y" else first.arguments[z]).shape, shape):
+            continue
+        for text, function in FUNCTIONS.items():
+            for cause, words, power in (
+                ("missing factor", f"the factor {text.format(z)} is missing", -1),
+                ("extra factor", f"the factor {text.format(z)} is there once too often", 1),
+            ):
+
+                def outside(
+                    draw: Draw,
+                    z: str = z,
+                    power: int = power,
+                    function: Callable[[Tensor], Tensor] = function,
+                ) -> Tensor:
+                    tensor = (draw.outputs[0] if z == "y" else draw.arguments[z]).double()
+                    return draw.true[name] * function(tensor) ** power
+
+                yield Hypothesis(cause, words, outside)
+    if first.outputs[0].shape != shape:
+        return
+    for formula, slope in IN_TERMS_OF_Y.items():
+
+        def at_input(draw: Draw, slope: Callable[[Tensor], Tensor] = slope) -> Tensor:
+            x, y = draw.arguments[name].double(), draw.outputs[0].double()
+            return draw.true[name] * slope(x) / slope(y)
+
+        words = f"the derivative {formula} is taken with {name} in the place of the output y"
+        yield Hypothesis("activation derivative at x", words, at_input)
 
 
 def broadcasts(small: Sequence[int], large: Sequence[int]) -> bool:

@@ -75,6 +75,17 @@ class Laboratory:
             right = self.truth(copies(arguments), [copy_of(dy) for dy in dys])
         return {name: tensor.detach().double() for name, tensor in right.items()}
 
+    def slope(self, arguments: Arguments, dys: Dys, name: str, direction: Tensor) -> float:
+        """Return the slope of Σ dy y along a direction of one argument, by four forward passes."""
+        step = 2.0**-13
+        values: list[float] = []
+        for n in (-2, -1, 1, 2):
+            moved = {**arguments, name: arguments[name] + n * step * direction}
+            outputs = self.run(moved).outputs
+            products = ((y.double() * dy).sum() for y, dy in zip(outputs, dys, strict=True))
+            values.append(sum(product.item() for product in products))
+        return (8 * (values[2] - values[1]) - (values[3] - values[0])) / (12 * step)
+
     def draw(self, arguments: Arguments, dys: Dys) -> Draw:
         """Run both. An error of the subject comes through."""
         done = self.run(arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -40,6 +41,8 @@ def pattern(name: str, draws: Sequence[Draw], limit: float) -> Pattern | None:
     for words, cause in _special(name, failing):
         return Pattern(cause, f"it is wrong {words}", f"{numbers}, all there; {relation}")
     union = torch.stack([m for _, m in failing]).any(0)
+    if union.all():
+        return None  # in one run or another every number is wrong
     for words in _places(union):
         return Pattern("certain elements", f"it is wrong {words}; {relation}", numbers)
     return None
@@ -70,6 +73,7 @@ def _special(name: str, failing: Sequence[tuple[Draw, Tensor]]) -> list[tuple[st
     candidates = [(n, [d.arguments[n] for d, _ in failing]) for n in tensors]
     if all(d.outputs[0].shape == shape for d, _ in failing):
         candidates.append(("y", [d.outputs[0] for d, _ in failing]))
+    candidates += [*_distances(failing, list(tensors))]
     for other, values in candidates:
         # A number between the two groups, in all draws together.
         bad = torch.cat([v[m] for v, (_, m) in zip(values, failing, strict=True)])
@@ -86,6 +90,17 @@ def _special(name: str, failing: Sequence[tuple[Draw, Tensor]]) -> list[tuple[st
             found.append(
                 (f"only where {other} lies above a bound, between {between}", "one branch")
             )
+    return found
+
+
+def _distances(
+    failing: Sequence[tuple[Draw, Tensor]], names: Sequence[str]
+) -> list[tuple[str, list[Tensor]]]:
+    """Return the sizes and the differences of arguments, by which functions have branches."""
+    found = [(f"|{n}|", [d.arguments[n].abs() for d, _ in failing]) for n in names]
+    for a, b in combinations(names, 2):
+        apart = [d.arguments[a] - d.arguments[b] for d, _ in failing]
+        found += [(f"{a} - {b}", apart), (f"|{a} - {b}|", [t.abs() for t in apart])]
     return found
 
 
@@ -201,3 +216,165 @@ def wrong_parts(
     where = indices(torch.tensor(bad))
     words = f"only what comes from {where} along axis {axis} of y is wrong; {told}"
     return WrongParts(words, f"{sum(bad)} of {len(bad)} contributions are wrong")
+
+
+@dataclass(frozen=True)
+class WrongLinks:
+    """Which numbers of the output reach which numbers of an argument's gradient, wrongly."""
+
+    cause: str
+    words: str
+    evidence: str
+
+
+MOST_LINKS = 200_000
+"""The whole Jacobian of the backward pass is worked out up to so many numbers."""
+
+
+def wrong_links(lab: Laboratory, name: str, draw: Draw, limit: float) -> WrongLinks | None:
+    """Compare the whole Jacobian that the backward pass uses with the right one, link by link.
+
+    A link is a number of y and a number of the argument. Some may be there that are masked in
+    truth, some missing; or all are where they belong, one by one, and the slopes are wrong.
+    """
+    dy = draw.dys[0]
+    if len(draw.dys) != 1 or not dy.numel() or dy.numel() > MOST_PARTS * 4:
+        return None
+    if dy.numel() == 1:
+        return _wrong_slopes_of_a_sum(lab, name, draw, limit)
+    if dy.numel() * draw.true[name].numel() > MOST_LINKS:
+        return None
+    ours: list[Tensor] = []
+    right: list[Tensor] = []
+    for k in range(dy.numel()):
+        unit = torch.zeros(dy.numel(), dtype=dy.dtype, device=dy.device)
+        unit[k] = 1
+        got = lab.got(draw.arguments, [unit.view(dy.shape)]).get(name)
+        if got is None or got.shape != draw.true[name].shape or not got.isfinite().all():
+            return None
+        ours.append(got.double().flatten())
+        right.append(lab.true(draw.arguments, [unit.view(dy.shape)])[name].flatten())
+    g, j = torch.stack(ours), torch.stack(right)
+    together = dy.double().flatten() @ g
+    scale = max(largest_of(j), largest_of(g))
+    if largest_of(together - draw.ours(name).flatten()) > 1e-6 * max(largest_of(together), scale):
+        return None  # it is not linear in dy, so it has no Jacobian
+    small = max(limit, 1e-9) * scale
+    there, belongs = g.abs() > small, j.abs() > small
+    too_many, lost = there & ~belongs, belongs & ~there
+    same = (g - j).abs() <= small
+    x = draw.true[name].shape
+    if lost.any() and bool((same | lost).all()) and not bool((lost.sum(0) == belongs.sum(0)).all()):
+        where = _order(lost, dy.shape, x)
+        if not where:
+            return None  # the places say more
+        words = f"what reaches {name} from {where} numbers of y is left out"
+        return WrongLinks("missing term", words, _count(lost, belongs, "right links are missing"))
+    where = _order(too_many, dy.shape, x)
+    if where and bool((too_many.sum(0) > 0).any()) and _free(belongs, dy.shape, x, where):
+        words = (
+            f"it lets {where} numbers of y through, which do not depend on {name} there: a mask "
+            "(a causal one) of the forward pass is missing in it"
+        )
+        return WrongLinks("masked positions", words, _count(too_many, ~belongs, "links are there"))
+    alone = bool((belongs.sum(0) <= 1).all() and (there.sum(0) <= 1).all())
+    if alone and not too_many.any() and dy.shape == x:
+        return _wrong_slopes(draw, name, g.sum(0), j.sum(0), same.all(0))
+    return None
+
+
+def _count(chosen: Tensor, of: Tensor, words: str) -> str:
+    return f"{int(chosen.sum())} of {int(of.sum())} {words}"
+
+
+def _indices_along(shape: Sequence[int], axis: int) -> Tensor:
+    count = torch.Size(shape).numel()
+    return (
+        torch.arange(count)
+        .reshape(tuple(shape))
+        .div(torch.Size(shape[axis + 1 :]).numel(), rounding_mode="floor")
+        .remainder(shape[axis])
+        .flatten()
+    )
+
+
+def _order(links: Tensor, y: Sequence[int], x: Sequence[int]) -> str:
+    """Return "earlier" or "later" with the axis, if all links go so along axes of one length."""
+    if not links.any():
+        return ""
+    rows, columns = links.nonzero(as_tuple=True)
+    for a in range(len(y)):
+        for b in range(len(x)):
+            if y[a] != x[b] or y[a] < 2:
+                continue
+            apart = _indices_along(y, a)[rows.cpu()] - _indices_along(x, b)[columns.cpu()]
+            text = f"(along axis {a} of y)"
+            if bool((apart < 0).all()):
+                return f"earlier {text}"
+            if bool((apart > 0).all()):
+                return f"later {text}"
+    return ""
+
+
+def _free(belongs: Tensor, y: Sequence[int], x: Sequence[int], where: str) -> bool:
+    """Return whether no link that belongs there goes the way of the wrong ones."""
+    opposite = _order(belongs & ~_diagonal(belongs, y, x, where), y, x)
+    return bool(opposite) and opposite.split()[0] != where.split()[0]
+
+
+def _diagonal(belongs: Tensor, y: Sequence[int], x: Sequence[int], where: str) -> Tensor:
+    axis = int(where.split("axis ")[1].split()[0])
+    of_y = _indices_along(y, axis)
+    for b in range(len(x)):
+        if x[b] == y[axis]:
+            equal = of_y[:, None] == _indices_along(x, b)[None, :]
+            if bool((belongs.cpu() & ~equal).any()):
+                return equal.to(belongs.device)
+    return torch.zeros_like(belongs)
+
+
+def _wrong_slopes_of_a_sum(
+    lab: Laboratory, name: str, draw: Draw, limit: float
+) -> WrongLinks | None:
+    """The same for one output that is a sum, where a slope hangs on one number of the argument."""
+    half = (torch.arange(draw.true[name].numel()) % 2 == 0).view(draw.true[name].shape)
+    half = half.to(draw.true[name].device)
+    moved = dict(draw.arguments)
+    moved[name] = torch.where(half, moved[name], moved[name] * 0.8)
+    ours, right = lab.got(moved, draw.dys).get(name), lab.true(moved, draw.dys)[name]
+    if ours is None or half.numel() < 4 or not draw.dys[0].any():
+        return None
+    for now, before in ((ours.double(), draw.ours(name)), (right, draw.true[name])):
+        if largest_of((now - before)[half]) > 1e-6 * largest_of(before):
+            return None
+        if not largest_of((now - before)[~half]) > 1e-3 * largest_of(before):
+            return None
+    dy = draw.dys[0].double().sum()
+    same = (draw.ours(name) - draw.true[name]).abs() <= limit * largest_of(draw.true[name])
+    slopes = (draw.ours(name) / dy).flatten(), (draw.true[name] / dy).flatten()
+    return _wrong_slopes(draw, name, *slopes, same.flatten())
+
+
+def _wrong_slopes(
+    draw: Draw, name: str, ours: Tensor, right: Tensor, same: Tensor
+) -> WrongLinks | None:
+    """Return that only the formula of a derivative, number by number, is wrong."""
+    values = draw.arguments[name].double().flatten()
+    order = [int(i) for i in values.argsort()]
+    chosen = [order[0], order[len(order) // 2], order[-1]]
+    told = "; ".join(
+        f"{ours[i].item():.4g} at {name} = {values[i].item():.4g}, where {right[i].item():.4g} is"
+        " right"
+        for i in dict.fromkeys(chosen)
+    )
+    words = (
+        "the derivative itself is, number by number: its formula, such as a term of a product or "
+        "a factor of a chain"
+    )
+    evidence = (
+        f"each number of {name} changes one number of y, and gets its dy alone, as it should; "
+        f"the slopes are {told}"
+    )
+    if same.double().mean() > 0.5:
+        return None  # in some places only, which says more
+    return WrongLinks("wrong derivative", words, evidence)

@@ -81,6 +81,8 @@ class ThroughAutograd:
     seed: int = 0
     returned: list[object] = field(default_factory=list[object])
     """What the Function's own backward returned last, where `function` writes it down."""
+    in_place: list[bool] = field(default_factory=list[bool])
+    """Not empty once it is known to work in place, as ctx.mark_dirty says: it is given clones."""
 
     def run(self, arguments: Arguments) -> AutogradPass:
         names = floating(arguments)
@@ -98,15 +100,26 @@ class ThroughAutograd:
             name: tensor.detach().requires_grad_(name in names)
             for name, tensor in arguments.items()
         }
-        set_seed(self.seed)
         with torch.enable_grad():
-            outputs = tensors_of(self.function(leaves))
+            outputs = tensors_of(self._called(leaves))
         return AutogradPass(
             [y for y in outputs if y.is_floating_point()],
             {name: leaf for name, leaf in leaves.items() if leaf.requires_grad},
             list(leaves),
             self.returned,
         )
+
+    def _called(self, leaves: Arguments) -> object:
+        set_seed(self.seed)
+        if self.in_place:
+            return self.function({name: leaf.clone() for name, leaf in leaves.items()})
+        try:
+            return self.function(leaves)
+        except RuntimeError as error:
+            if "a leaf Variable that requires grad" not in str(error):
+                raise
+        self.in_place.append(True)
+        return self._called(leaves)
 
 
 class AutogradPass:
