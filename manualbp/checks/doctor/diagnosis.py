@@ -514,7 +514,7 @@ def _by_places(lab: Laboratory, name: str, draws: Sequence[Draw], limit: float) 
     if places is not None and places.cause != "certain elements":
         text = f"the gradient of {name} is wrong in part: {places.words}"
         return [Diagnosis(places.cause, name, text, places.evidence)]
-    constants = _few_constants(name, draws, limit)
+    constants = _few_constants(name, draws, limit) if places is None else None
     if constants is not None:
         return [constants]
     links = wrong_links(lab, name, draw, limit)

@@ -63,6 +63,7 @@ def hypotheses(lab: Laboratory, name: str, first: Draw) -> Iterator[Hypothesis]:
     yield from _functions_as_factors(name, first)
     yield from _sums(lab, name, first)
     yield from _last_or_first(lab, name, first)
+    yield from _summed_as_it_is(name, first)
     yield from _upstream_transposed(lab, name, first)
 
 
@@ -160,13 +161,6 @@ def _added(name: str, first: Draw) -> Iterator[Hypothesis]:
 
     shape = first.true[name].shape
     for i, dy in enumerate(first.dys):
-        if dy.shape != shape and broadcasts(shape, dy.shape):
-            words = "dy is summed as it is: the derivative of the activation is missing"
-            yield Hypothesis(
-                "activation derivative missing",
-                words,
-                lambda draw, i=i: draw.dys[i].double().sum_to_size(shape),
-            )
         if dy.shape != shape:
             continue
         which = "dy" if len(first.dys) == 1 else f"dy of output {i}"
@@ -213,7 +207,7 @@ def _of_jacobian(lab: Laboratory, name: str, first: Draw) -> Iterator[Hypothesis
             "only the diagonal of the Jacobian is used: that a number of "
             f"{name} changes other numbers of y too is left out"
         )
-        yield Hypothesis("missing term", words, diagonal)
+        yield Hypothesis("missing term", words, diagonal, exact=True)
     kept = [length for length in y if length > 1]
     for axes in permutations(range(len(shape)), len(kept)):
         if len(shape) > MOST_AXES or not kept or [shape[axis] for axis in axes] != kept:
@@ -307,6 +301,19 @@ def _derivative_missing(lab: Laboratory, name: str, first: Draw) -> Iterator[Hyp
 
             yield Hypothesis(
                 "activation derivative twice", "the derivative is applied twice", twice
+            )
+
+
+def _summed_as_it_is(name: str, first: Draw) -> Iterator[Hypothesis]:
+    """A bias before an activation whose derivative is missing."""
+    shape = first.true[name].shape
+    for i, dy in enumerate(first.dys):
+        if dy.shape != shape and broadcasts(shape, dy.shape):
+            words = "dy is summed as it is: the derivative of the activation is missing"
+            yield Hypothesis(
+                "activation derivative missing",
+                words,
+                lambda draw, i=i: draw.dys[i].double().sum_to_size(shape),
             )
 
 

@@ -33,7 +33,7 @@ WRONG = (
 @pytest.fixture(autouse=True)
 def _no_causes(monkeypatch: pytest.MonkeyPatch) -> None:
     def stub(trial: Trial) -> list[Diagnosis]:
-        return [Diagnosis("stub", "x", "words", "evidence")]
+        return [Diagnosis("stub", "", "words", "evidence")]
 
     monkeypatch.setattr(examination, "diagnoses_of", stub)
 
