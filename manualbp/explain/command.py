@@ -29,6 +29,7 @@ from manualbp.explain.render import (
     item_as_data,
     item_lines,
     page_lines,
+    remarks,
     title_lines,
     verdict,
 )
@@ -212,7 +213,7 @@ def _print_page(console: Console, explained: Explained) -> None:
     page = explained.page
     title = title_lines(explained.name, explained.title, explained.rows, width, rule)
     _print_lines(console, [*title, *page_lines(page, width=width, rule=rule), Text()])
-    _print_lines(console, [verdict(page), Text()])
+    _print_lines(console, [verdict(page), *remarks(page), Text()])
 
 
 def _print_check(console: Console, explained: Explained) -> None:

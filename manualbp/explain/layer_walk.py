@@ -31,7 +31,11 @@ DOCSTRING_WIDTH = 96
 """Columns of a docstring in a class: the project's 100 without the indent."""
 KINK = 1e-4
 """A jump of the slope, as a part of the largest dy; a curve alone makes a millionth."""
-SHORT_NAMES = {"weight": "W", "bias": "b", "dweight": "dW", "dbias": "db"}
+SHORT_NAMES = {"weight": "W", "bias": "b"}
+SHORT_NAMES |= {"0.weight": "W_1", "0.bias": "b_1", "2.weight": "W_3", "2.bias": "b_3"}
+SHORT_NAMES |= {"inner.0.weight": "W", "inner.0.bias": "b"}
+SHORT_NAMES |= {f"d{name}": f"d{short}" for name, short in SHORT_NAMES.items()}
+"""What equations call a parameter and its gradient; layer 0 of a network is the first, f_1."""
 
 
 @dataclass(frozen=True)
@@ -111,10 +115,10 @@ def topic_name(cls: type[Any]) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", words).lower()
 
 
-def topic_title(cls: type[Any]) -> str:
-    """Return the title of the topic: the class, and the first equation of its docstring."""
+def topic_title(cls: type[Any], words: str = "") -> str:
+    """Return the title of the topic: the class, and the words or its docstring's first equation."""
     equation = re.split("[;,]  ", docstring_paragraphs(cls)[0][0])[0]
-    return f"{cls.__name__}: {equation}"
+    return f"{cls.__name__}: {words or equation}"
 
 
 # The sections of a page ---------------------------------------------------------------------------
@@ -136,14 +140,16 @@ def write_details(page: Page, cls: type[Any]) -> None:
 def docstring_paragraphs(cls: type[Any]) -> list[list[str]]:
     """Return the paragraphs of the docstring, each as lines, with wrapped lines joined again.
 
-    A line is wrapped if the next line's first word had no more room in it.
+    A line is wrapped if the next line's first word had no more room in it, or if it ends with a
+    word in the middle of a sentence.
     """
     paragraphs: list[list[str]] = []
     for block in (getdoc(cls) or cls.__name__).split("\n\n"):
         lines: list[str] = []
         before = ""  # as it stands in the file
         for line in block.splitlines():
-            if before and len(f"{before} {line.split()[0]}") > DOCSTRING_WIDTH:
+            full = len(f"{before} {line.split()[0]}") > DOCSTRING_WIDTH
+            if before and (full or re.search(r" (of|and|is)$", before)):
                 lines[-1] += f" {line}"
             else:
                 lines.append(line)

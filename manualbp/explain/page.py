@@ -247,4 +247,4 @@ def _printed(ours: Numbers, lecture: Figure | None) -> Printed | None:
 
 
 def _cell(cell: object) -> str:
-    return f"{cell:.6g}" if isinstance(cell, float) else str(cell)
+    return f"{cell + 0.0:.6g}" if isinstance(cell, float) else str(cell)  # -0.0 + 0.0 is 0.0

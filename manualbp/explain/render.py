@@ -39,6 +39,7 @@ MOST_NUMBERS = 60
 """Of a longer list, and MOST_ROWS of a higher matrix, the rest is counted instead of shown."""
 MOST_ROWS = 12
 
+FIGURES = "A figure is a number of the lectures, in manualbp/lectures/figures.json."
 RIGHT, WRONG, QUIET = "green", "bold red", "dim"
 Rows = list[Text]
 
@@ -95,6 +96,12 @@ def verdict(page: Page) -> Text:
     if wrong:
         return Text(f"✗ {wrong} of {lines} checked {'is' if wrong == 1 else 'are'} wrong.", WRONG)
     return Text(f"✓ {lines} checked, all hold." if page.checked else "Nothing to check.", RIGHT)
+
+
+def remarks(page: Page) -> Rows:
+    """Return what stands below the verdict: where the figures are that lines refer to, if any."""
+    named = any(isinstance(item, Line) and "figure" in item.because for item in page.items)
+    return [Text(FIGURES, QUIET)] if named else []
 
 
 def as_data(page: Page) -> dict[str, Any]:
@@ -314,6 +321,10 @@ def number_block(value: Numbers, width: int, digits: int = 10) -> list[str]:
         if max(map(len, rows)) <= width:
             more = len(matrix) - MOST_ROWS
             return [*rows, f"… {_counted(more, 'more row')}"] if more > 0 else rows
+    if any(isinstance(entry, float) for entry in value):  # numbers beside lists
+        one_row = f"[ {'  '.join(row for v in value for row in number_block(v, width))} ]"
+        if len(one_row) <= width:
+            return [one_row]
     blocks: list[str] = []
     for index, entry in enumerate(value[:MOST_ROWS]):
         label = f"[{index}] "

@@ -61,7 +61,7 @@ def cross_entropy(p: Matrix, t: Matrix) -> float:
 def _leaky(layer: LeakyReLU) -> Formula:
     a = layer.negative_slope
     return Formula(
-        f"{{x}} if {{x}} > 0 else {a:g} {{x}}",
+        f"{{x}} if {{x}} > 0 else {a:g} · {{x}}",
         f"1 if {{x}} > 0 else {a:g}",
         lambda x: x if x > 0 else a * x,
         lambda x: 1.0 if x > 0 else a,
@@ -71,8 +71,8 @@ def _leaky(layer: LeakyReLU) -> Formula:
 def _elu(layer: ELU) -> Formula:
     a = layer.alpha
     return Formula(
-        f"{{x}} if {{x}} > 0 else {a:g} (e^{{x}} - 1)",
-        f"1 if {{x}} > 0 else {a:g} e^{{x}}",
+        f"{{x}} if {{x}} > 0 else {a:g} · (e^{{x}} - 1)",
+        f"1 if {{x}} > 0 else {a:g} · e^{{x}}",
         lambda x: x if x > 0 else a * expm1(x),
         lambda x: 1.0 if x > 0 else a * exp(x),
     )
@@ -146,8 +146,8 @@ _FORMULAS: Mapping[type[AnyLayer], Callable[[Any], Formula]] = {
     ELU: _elu,
     GELU: _gelu,
     SiLU: lambda _: Formula(
-        "{x} / (1 + e^(-{x}))",
-        "σ({x}) (1 + {x} (1 - σ({x}))),  σ(v) = 1 / (1 + e^-v)",
+        "{x} σ({x})",
+        "σ({x}) (1 + {x} (1 - σ({x})))",
         lambda x: x * sigmoid(x),
         lambda x: sigmoid(x) * (1 + x * (1 - sigmoid(x))),
     ),

@@ -1,8 +1,12 @@
 """The learning-rate range test: what is a good rate, found in one short training.
 
 The rate grows by the same factor from update to update. As long as it is much too small the loss
-stays where it is; then it falls; and when the rate is too large it diverges. The rate at which the
-loss fell fastest is the one to try.
+stays where it is; then it falls; and when the rate is too large it diverges. The rate at which an
+update lowered the loss by the largest share is the one to try.
+
+A share, and so the steepest point on a logarithmic scale: in plain differences the first fall wins,
+from outputs that are far too large at the start to outputs that know nothing. A tiny rate is enough
+for that, but not for what comes then.
 
 Source: Smith 2017, "Cyclical Learning Rates for Training Neural Networks", section 3.3, with the
 growth by a factor that has become usual since.
@@ -94,11 +98,11 @@ class Curve:
 
     @property
     def steepest(self) -> int | None:
-        """Return the update, before the lowest, at which dS / d log η was most negative."""
+        """Return the update, before the lowest, at which d log S / d log η was most negative."""
         if self.lowest <= WARM_UP:
             return None
-        # The rates grow by one factor, so the differences of S are its slope.
-        slope = np.gradient(self.smoothed[: self.lowest + 1])
+        # The rates grow by one factor, so the differences of log S are its slope.
+        slope = np.gradient(np.log(self.smoothed[: self.lowest + 1]))
         return WARM_UP + int(slope[WARM_UP:].argmin())
 
 
@@ -143,7 +147,7 @@ class RangeTest:
 
     @property
     def suggestion(self) -> float | None:
-        """Return the rate at which the loss fell fastest."""
+        """Return the rate at which an update lowered the loss by the largest share."""
         update = self.curve.steepest
         return None if update is None else _rounded(self.curve.rates[update])
 
@@ -176,7 +180,7 @@ class RangeTest:
             Text.assemble(
                 "Learning rate  ",
                 (f"{self.suggestion:g}", "bold"),
-                "  where the loss falls fastest",
+                "  where the loss falls by the largest share",
             ),
             Text(f"Lowest loss    at {lowest:.2g}; a tenth of that is the other usual choice"),
             Text(f"Diverges       {end}, after {len(curve.rates)} updates"),
@@ -237,7 +241,7 @@ def _log(test: RangeTest) -> None:
 
 
 def draw(curve: Curve) -> Figure:
-    """Return the loss over the rate, on a logarithmic scale, with the steepest point marked."""
+    """Return the loss over the rate, both on a logarithmic scale, the steepest point marked."""
     figure = Figure(figsize=(7, 4.2), dpi=100, layout="constrained")
     axes = cast(Any, figure.add_subplot())  # matplotlib leaves its keyword arguments untyped
     axes.plot(curve.rates, curve.losses, ".", color="0.75", label="after each update")
@@ -247,10 +251,11 @@ def draw(curve: Curve) -> Figure:
         axes.plot([rate], [loss], "o", color="tab:red", label=f"steepest, at {rate:.2g}")
     axes.set_xscale("log")
     # What comes after divergence says nothing, and would leave no room for the rest.
-    finite = [value for value in curve.smoothed if isfinite(value)]
-    if finite:
-        bottom, top = min(finite), finite[0]
-        axes.set_ylim(max(0.0, bottom - 0.1 * (top - bottom)), max(1.3 * top, 1.1 * bottom))
+    above_zero = [value for value in curve.smoothed if isfinite(value) and value > 0]
+    if above_zero:
+        bottom, top = min(above_zero), max(above_zero[0], 2 * min(above_zero))
+        axes.set_yscale("log")
+        axes.set_ylim(bottom / 2, 2 * top)
     axes.set(xlabel="learning rate", ylabel="training loss")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

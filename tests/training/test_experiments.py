@@ -24,8 +24,8 @@ from manualbp.training.config import DEFAULT_RATES, LEARNING_RATES, TrainConfig
 from manualbp.training.data import Data, load
 from manualbp.training.experiments import Comparison, experiment
 from manualbp.training.logs import RunLogs
-from manualbp.training.range_test import Curve, Growing
-from manualbp.training.run import Run
+from manualbp.training.range_test import Curve, Growing, find_learning_rate
+from manualbp.training.run import Run, train
 
 # TensorBoard comes without types.
 multiplexer: Any = import_module("tensorboard.backend.event_processing.event_multiplexer")
@@ -598,14 +598,24 @@ def test_the_smoothed_loss_is_a_weighted_mean() -> None:
         assert curve_of(losses[:i]).smoothed[-1] == pytest.approx(expected, rel=1e-12)
 
 
-def test_the_steepest_point_is_where_the_loss_falls_fastest() -> None:
-    middle = 60
-    losses = [2 - 1.9 / (1 + math.exp((middle - i) / 6)) for i in range(120)]
-    curve = curve_of(losses)
+def fall(middle: int, by: float) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return a loss that is divided by `by` around an update, of 120."""
+    return by ** (-1 / (1 + np.exp((middle - np.arange(120)) / 6)))
+
+
+def test_the_steepest_point_is_where_the_loss_falls_by_the_largest_share() -> None:
+    curve = curve_of(list(2 * fall(60, by=20)))
     # The smoothed loss comes after the loss: by β / (1 - β) = 4 updates.
-    assert curve.steepest in range(middle + 2, middle + 6)
-    slopes = np.diff(curve.smoothed)
-    assert abs(int(slopes.argmin()) - curve.steepest) <= 1
+    assert curve.steepest in range(62, 68)
+    shares = np.diff(np.log(curve.smoothed))
+    assert abs(int(shares.argmin()) - curve.steepest) <= 1
+
+
+def test_a_first_fall_from_outputs_that_are_too_large_is_not_the_steepest_point() -> None:
+    losses = 3 * fall(30, by=3) * fall(90, by=10)
+    curve = curve_of(list(losses))
+    assert int(np.diff(losses).argmin()) in range(25, 35)  # from 3 to 1, and then to 0.1
+    assert curve.steepest in range(90, 98)
 
 
 def test_a_rise_after_the_lowest_point_does_not_count() -> None:
@@ -633,7 +643,7 @@ def test_a_range_test_suggests_a_rate_at_which_digits_are_learnt(found: Finished
     assert 0.002 < summary["suggestion"] < 0.05
     assert summary["suggestion"] < summary["lowest_loss_at"] < summary["diverged_at"] < 10
     assert out.startswith(
-        f"Learning rate  {summary['suggestion']:g}  where the loss falls fastest\n"
+        f"Learning rate  {summary['suggestion']:g}  where the loss falls by the largest share\n"
     )
     assert f"Lowest loss    at {summary['lowest_loss_at']:.2g}; " in out
     assert f"Diverges       at {summary['diverged_at']:.2g}, after {summary['updates']}" in out
@@ -691,6 +701,24 @@ def test_a_range_test_goes_with_every_kind_of_run(settings: dict[str, Any], tmp_
     summary = json.loads(out)
     assert 1e-6 < summary["suggestion"] < 10
     assert len(summary["losses"]) == summary["updates"] <= 1000
+
+
+@pytest.mark.parametrize(
+    ("data", "loss"),
+    {
+        "digits": 0.1,
+        "breast_cancer": 0.12,
+        "iris": 0.08,
+        "wine": 0.03,
+        "diabetes": 0.7,
+        "xor": 0.01,
+    }.items(),
+)
+def test_the_suggested_rate_trains_well(data: str, loss: float, tmp_path: Path) -> None:
+    config = TrainConfig(data=data, device="cpu", run_dir=tmp_path / "a")
+    suggestion = find_learning_rate(config, build_engine).suggestion
+    config = replace(config, lr=suggestion, max_epochs=80, run_dir=tmp_path / "b")
+    assert train(config, build_engine)["best_val_loss"] < loss
 
 
 def _option(name: str) -> str:

@@ -45,7 +45,7 @@ def after_training(order: Order) -> list[float]:
 
 @erratum(
     "E-CAZE-1",
-    "l.228 against l.323 to 325",
+    "Output Layer, l.228, against Backpropagation, l.323 to 325",
     stands="The rule: original weights send the error back. The results after training: "
     "0.291027924, 0.000035085, 0.015912196, 0.984065734.",
     right="The rule is right, and w1 to w4 follow it. The four results come from the other order: "
@@ -87,7 +87,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-CAZE-2",
-    "l.214 to 325",
+    "Output Layer to Backpropagation, l.214 to 325",
     stands="Nothing about the biases: b1 and b2 are not mentioned again.",
     right="They stay at 0.35 and 0.60. Trained, they give other results.",
 )
@@ -104,7 +104,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-CAZE-3",
-    "l.279 (and KRZY l.477)",
+    "Hidden Layer, l.279 (and KRZY (8), l.477)",
     stands="∂E_o2/∂out_h1 = -0.019049119",
     right="-0.019049118. It is the only printed result that is not rounded right; the sum below "
     "it is right again.",
@@ -126,7 +126,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-CAZE-4",
-    "l.62 and l.66",
+    "Formalization of a neural network, l.62 and l.66",
     stands="ξ = Σ w_i x_i from i = 1 in one place, from i = 0 in the other.",
     right="The second has the bias in it: w_0 is the bias and x_0 = 1.",
 )
@@ -151,7 +151,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-CAZE-5",
-    "l.114",
+    "Backpropagation, l.114",
     stands="a single training set",
     right="A single training example: one pair of inputs with its two targets.",
 )
@@ -166,7 +166,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-CAZE-6",
-    "l.89 to 114",
+    "Formalization, Architecture, to Backpropagation, l.89 to 114",
     stands="w3, w4, w7 and w8 are in a figure only, not in the text.",
     right="0.25, 0.30, 0.50 and 0.55: the printed results determine them.",
 )
@@ -183,14 +183,14 @@ def _(page: Page) -> None:
         "",
         found,
         equals=[0.25, 0.30, 0.50, 0.55],
-        because="the figure in the lecture",
+        because="the two places that weights are given with",
         tolerance=2e-8,
     )
 
 
 @erratum(
     "E-CAZE-7",
-    "l.331 to 336",
+    "Backpropagation, the exercise, l.331 to 336",
     stands="An exercise, 2-1-1, with inputs 0.1 and 0.5 and the target 0.2.",
     right="Weights, activation, biases and rate have to be chosen; the numbers depend on them. "
     "manualbp explain exercise-2-1-1 says what we take.",
@@ -216,7 +216,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-CAZE-8",
-    "l.324",
+    "Backpropagation, l.324",
     stands="10,000 repetitions, after a first update that is shown by hand.",
     right="10,000 updates in all: the first is one of them.",
 )
@@ -233,7 +233,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-CAZE-9",
-    "l.289",
+    "Hidden Layer, l.289",
     stands="0.59326999 (1 - 0.59326999), where 0.593269992 stands elsewhere.",
     right="One digit less of the same number. The product is the same to the 9 digits printed.",
 )
@@ -252,7 +252,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-CAZE-10",
-    "l.340",
+    "Backpropagation, the last slide, l.340",
     stands="The connections between two layers as a matrix; not which way round.",
     right="Say it: a row for each receiving unit, or for each source. The other way round is "
     "another network.",

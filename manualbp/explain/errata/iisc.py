@@ -31,7 +31,7 @@ from manualbp.parameters import Parameters
 
 @erratum(
     "E-IISC-1",
-    "l.25 to 27, and l.33 to 38",
+    "Logistic Regression, l.25 to 27 and l.33 to 38",
     stands="Maximum likelihood solution: ∇E = Σ_n (y_n - t_n) φ_n",
     right="This is the gradient of the negative log likelihood. The solution is where it is 0, "
     "and has to be searched. t is 0 or 1 here, though l.107 has -1 and +1.",
@@ -71,7 +71,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-IISC-2",
-    "l.107",
+    "Perceptron Algorithm, l.107",
     stands="[-1, 1] for the two classes",
     right="The set of the two values -1 and 1, not the interval between them.",
 )
@@ -84,7 +84,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-IISC-3",
-    "l.143",
+    "Forward Direction, l.143",
     stands="a_j^(l) = Σ_i w_ji^(l) x_i, i from 0 to d",
     right="So for l = 1 only; above it z_i^(l-1) takes the place of x_i, as on l.187. z_0 = 1 has "
     "to be put in for each layer, and d is the number of inputs.",
@@ -112,7 +112,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-IISC-4",
-    "l.165 to 183",
+    "Back propagation, the definition of δ, l.165 to 183",
     stands="δ_j^l = ∂E/∂a_j^l · ∂a_j^l/∂w_ji^l = δ_j^l z_i^(l-1) = z_i^(l-1)",
     right="Two things in one line: δ_j^l = ∂E/∂a_j^l is the definition, and "
     "∂E/∂w_ji^l = δ_j^l z_i^(l-1) what follows from it.",
@@ -136,7 +136,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-IISC-5",
-    "l.198, with l.204 and softmax",
+    "Back propagation, δ at the output, l.198, with softmax and l.204",
     stands="δ_k^L = g'(a_k^L) ∂E/∂y_k",
     right="So for a g of each a_k by itself. In a softmax every y depends on every a: "
     "δ = J^T ∂E/∂y, which is y - t for cross-entropy with Σ_k t_k = 1, and s y - t for a sum s.",
@@ -162,7 +162,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-IISC-6",
-    "l.204",
+    "Back propagation, Example, l.204",
     stands="E^n = -Σ_k t_k^n log y_k^n + λ R(w), summed over n",
     right="λ R once, beside the sum (or λ/N in each E^n). It is no part of any δ. R is not said, "
     "½ Σ w² as a rule; the number of classes is c here and K on l.31.",
@@ -187,7 +187,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-IISC-7",
-    "l.147 and l.153",
+    "Forward Direction, l.147 and l.153",
     stands="z = g(a) in the hidden layer and y = g(a) at the output, with one g",
     right="The output has a function of its own: softmax for classes, none for numbers.",
 )
@@ -211,7 +211,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-IISC-8",
-    "l.280 to 292",
+    "Cost-Function, l.280 to 292",
     stands="𝔼 J_MSE = Σ_i |v_i - y_i|², i to M; v is the output, y what is desired",
     right="Elsewhere y is the output, t what is desired, and M counts hidden units. A mean has "
     "1/M. With no ½ the gradient is 2 (v - y).",
@@ -233,7 +233,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-IISC-9",
-    "l.288 to 290",
+    "Cost-Function, ReLU, l.288 to 290",
     stands="z^l = max(a^(l-1), 0), a^(l-1) = W z^(l-2)",
     right="z^l = max(a^l, 0), a^l = W z^(l-1), as on l.187. At a = 0 the printed cases take the "
     "branch 0, Porr's Eq 23 the branch v: the same value, but each suggests another slope.",
@@ -259,7 +259,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-IISC-10",
-    "l.296 to 300",
+    "Choice of target function ψ, l.296 to 300",
     stands="ψ(v_i) = e^(v_i) / Σ_i e^(v_i)",
     right="The sum needs another letter: Σ_j e^(v_j). And ψ is the output's activation function; "
     "a target function is something else.",
@@ -285,7 +285,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-IISC-11",
-    "l.225 against l.161 to 218",
+    "Update equation, l.225, against Back propagation, l.161 to 218",
     stands="The update takes ∂E/∂w of the total E; all before is about E^n.",
     right="Both are methods: E for a full batch, E^n for one example at a time. The derivative is "
     "taken at w = w^(t-1).",
@@ -310,7 +310,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-IISC-12",
-    "l.157",
+    "Forward Direction, l.157",
     stands="E = Σ_n |E^n|",
     right="E = Σ_n E^n. The bars do no harm where E^n is never negative, as here.",
 )
@@ -328,7 +328,7 @@ def _(page: Page) -> None:
 
 wording(
     "E-IISC-13",
-    "l.116 and l.253",
+    "Multi-layer Perceptron, l.116 and l.253",
     stands="Multi-layer perceptron [Hopfield, 1982]",
     right="Hopfield's paper is about a recurrent memory, not about this network.",
 )
@@ -336,7 +336,7 @@ wording(
 
 @erratum(
     "E-IISC-14",
-    "l.67 to 74",
+    "Parameter Learning, l.67 to 74",
     stands="Learning parameters is called non-convex, with local optima.",
     right="That is so for networks. Logistic regression, before it, is convex: every start leads "
     "to the same weights.",
@@ -363,7 +363,7 @@ def _(page: Page) -> None:
     page.claim(
         "The 2-2-1 network on XOR ends in different places.",
         errors[0] > 0.2 and errors[1] < 0.01,
-        f"E = {errors[0]:.3g} and {errors[1]:.3g} after 2,000 epochs, starts 1 and 6",
+        f"E = {errors[0]:.3g} and {errors[1]:.3g} after 2,000 epochs, starts 0 and 5",
     )
 
 

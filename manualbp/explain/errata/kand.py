@@ -35,7 +35,7 @@ def shallow() -> tuple[Network, Tensor, Tensor]:
 
 @erratum(
     "E-KAND-1",
-    "l.128, 132, 138, 144 and 219",
+    "the slides on ∇J, l.128, 132, 138 and 144; Error Backpropagation, l.219",
     stands="∇J = (y - ŷ) ∇ŷ",
     right="∇J = -(y - ŷ) ∇ŷ, as J = ½ (y - ŷ)² falls where ŷ comes closer to y.",
 )
@@ -59,7 +59,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-KAND-2",
-    "l.219",
+    "Error Backpropagation, l.219",
     stands="The brace under (y - ŷ) ∇ŷ says ∇ŷ.",
     right="The product is -∇J; ∇ŷ is its second factor alone.",
 )
@@ -72,7 +72,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-KAND-3",
-    "l.201",
+    "Gradients of Layer 2, second slide, l.201",
     stands="∂f_2/∂f_2 as a factor of the chain",
     right="∂h_2/∂f_2, as on l.191. The other is the identity, and loses σ'(f_2).",
 )
@@ -91,7 +91,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-KAND-4",
-    "l.103 to 105, 116 and 118",
+    "Learning with neural nets, l.103 and 105; the next slide, l.116 and 118",
     stands="maximize, beside argmin; minimum gradient; steps towards the gradient",
     right="J is made small; its gradient becomes 0; steps go against it, as on l.120.",
 )
@@ -118,7 +118,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-KAND-5",
-    "l.228",
+    "Gradient Backpropagation, l.228",
     stands="Update from top to bottom, while the gradients are being computed.",
     right="First all gradients, then all updates. A layer that has been updated sends back "
     "something that is no gradient.",
@@ -137,7 +137,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-KAND-6",
-    "l.37, and l.173 to 209",
+    "Neural net, l.37; the gradients of Layers 4 to 1, l.173 to 209",
     stands="w_r^l are the weights that leave unit r; f = W^T h, l.45 to 55: those that enter it.",
     right="Rows of W_l in the first reading, columns in the second. The matrix of derivatives is "
     "the same.",
@@ -168,7 +168,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-KAND-7",
-    "l.175 against l.183 to 209",
+    "Gradient of Layer 4, l.175, against Layers 3 to 1, l.183 to 209",
     stands="∇ŷ is a column (h_3), but the chains, (∂ŷ/∂h)^T times Jacobians, give rows.",
     right="The same numbers; transpose where shapes ask for it.",
 )
@@ -187,7 +187,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-KAND-8",
-    "all of it; l.239",
+    "all of it; The Backprop Algorithm, l.239",
     stands="No biases; and gradients for all r and l, where no r is printed.",
     right="Without biases x = 0 gives h_1 = σ(0) = ½ whatever the weights. r counts units.",
 )
@@ -198,7 +198,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-KAND-9",
-    "l.230",
+    "Gradient Backpropagation, l.230",
     stands="Random variables and moments can be sent backward, too; no equation.",
     right="For a random target every delta is linear in it, so its moments follow exactly. "
     "See manualbp explain moments.",

@@ -39,7 +39,7 @@ def summary(learning: Learning) -> list[float]:
 
 @erratum(
     "E-KRZY-1",
-    "l.41 against l.88 to 90",
+    "Artificial Neuron Model, l.41, against Perceptron Learning, l.88 to 90",
     stands="Outputs -1 and +1; an update rule with the cases y = 0 and t = 0.",
     right="Take 0 and 1 for both, or Δw_i = η (t - y)/2 x_i with -1 and +1: the same path.",
 )
@@ -56,7 +56,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-KRZY-2",
-    "l.74, 80 and 102",
+    "Perceptron Learning cont., l.74 and 83; Learning AND, l.102",
     stands="a = Σ_i x_i w_i + b with i from 0; b is the threshold; [0,1] activation",
     right="The sum from i = 1 and + b, or from i = 0 with x_0 = 1 and no b: both together count "
     "the bias twice. b is minus the threshold. [0,1] is the set of 0 and 1.",
@@ -90,7 +90,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-KRZY-3",
-    "l.94",
+    "Perceptron Learning cont., l.94",
     stands="η of the perceptron is selected by cross-validation.",
     right="From a zero start η only scales w and b; no answer changes. In floating point a tie "
     "a = 0 can be broken by rounding; take η = 1, or exact numbers.",
@@ -112,7 +112,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-KRZY-4",
-    "l.165",
+    "Gradient Descent Derivation, l.165",
     stands="σ'(x) = -e^-x / (1 + e^-x)² = σ(x) (1 - σ(x))",
     right="+e^-x / (1 + e^-x)²: the middle term is negative, the right one positive.",
 )
@@ -132,7 +132,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-KRZY-5",
-    "l.187",
+    "Gradient Descent Derivation cont., l.187",
     stands="Target o_d; w_i is the sum of the weights into the node.",
     right="o_d is the output, t_d the target. w_i is one weight; the weighted sum is net_d.",
 )
@@ -157,7 +157,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-KRZY-6",
-    "l.196",
+    "Gradient Descent Derivation cont., l.196",
     stands="∂σ(net_d)/∂x = σ(net_d) (1 - σ(net_d))",
     right="∂σ(net_d)/∂net_d. By an input x_i there is one factor more, w_i.",
 )
@@ -183,7 +183,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-KRZY-7",
-    "l.135 and l.141",
+    "Gradient Descent, l.135 and l.141",
     stands="Small steps following EM; weights change proportionally to the gradient.",
     right="Gradient descent is not expectation maximisation. The step is proportional to the "
     "negative gradient, as the formula on l.147 has it.",
@@ -208,7 +208,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-KRZY-8",
-    "l.224",
+    "BP Algorithm, l.224",
     stands="w_ji goes from unit j to unit i.",
     right="To j from i, as the formulas on l.216 to 226 need: w_kh belongs to output k and hidden "
     "unit h.",
@@ -227,7 +227,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-KRZY-9",
-    "l.131, and l.216 to 226",
+    "BP and Gradient Descent, l.131; BP Algorithm, l.216 to 226",
     stands="δ_k = o_k (1 - o_k) (t_k - o_k); f is the activation function; no bias",
     right="This δ is -∂E/∂net, where IISC's is +∂E/∂net: with + η δ x it is right. o (1 - o) is "
     "for sigmoids only. A bias has x = 1. The backward pass finds gradients; to update is "
@@ -261,7 +261,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-KRZY-10",
-    "l.247 to 281",
+    "Offline and Online GD, l.247 to 281",
     stands="Batch: weights change after all items (l.247), or after some of them (l.278); batches "
     "count as online on l.271; l.255 adjusts deltas using deltas.",
     right="After all: full batch, here called offline. After some: mini-batch. After each: online. "
@@ -285,7 +285,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-KRZY-11",
-    "l.263 to 276",
+    "Offline and Online GD, l.263 to 276",
     stands="Offline works with reasonably large rates, online needs smaller ones and fewer epochs.",
     right="The sum of N gradients bears a smaller rate, not a larger one. True: at a constant rate "
     "online does not settle on the minimum. Fewer epochs: where data are redundant, not always.",
@@ -329,7 +329,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-KRZY-12",
-    "l.360 against l.406",
+    "Example of BP calculation (1), l.360, against (4), l.406",
     stands="The target of o1 is 0.1.",
     right="0.01: all arithmetic from l.406 on uses it.",
 )
@@ -360,7 +360,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-KRZY-13",
-    "l.493",
+    "Example of BP calculation (9), l.493",
     stands="net_h1 = w1 i1 + w3 i2 + b1",
     right="w2 i2, as on l.368: 0.3775 and the new w2 need w2 = 0.2.",
 )
@@ -380,7 +380,7 @@ def _(page: Page) -> None:
 
 wording(
     "E-KRZY-14",
-    "l.408 and l.428",
+    "Example of BP calculation, l.408 and l.428",
     stands="Two slides of the example are numbered (5).",
     right="The second is (6), and so on.",
 )
@@ -388,7 +388,7 @@ wording(
 
 @erratum(
     "E-KRZY-15",
-    "l.339",
+    "Improving BP, l.339",
     stands="η is usually below 0.5.",
     right="There is no such limit: it depends on the error surface. The examples in the document "
     "use 0.5 and 1, and the 2-2-2 example does well at 50.",
@@ -410,7 +410,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-KRZY-16",
-    "l.72",
+    "Perceptron Learning cont., l.72",
     stands="The rule of the perceptron is called the delta rule.",
     right="The delta rule (Porr, Widrow and Hoff) takes the sum a before the threshold; the "
     "perceptron rule takes the output y behind it.",
@@ -437,7 +437,7 @@ def _(page: Page) -> None:
 
 @erratum(
     "E-KRZY-17",
-    "l.302 to 318",
+    "Gradient Descent in Action, l.302 to 318",
     stands="AdaGrad, RMSProp and Nesterov's method, by name only.",
     right="Two things stay open: ε outside of the root or inside, and which of two points of "
     "Nesterov's method is kept as w. Each pair goes almost, but not quite, the same way.",

@@ -376,9 +376,9 @@ def _penalty(page: Page) -> None:
     )
     page.line(
         "λ R",
-        "½ λ Σ w²",
+        "½ · λ Σ w²",
         penalty_of_weights(),
-        numbers="½ 0.01 (1 + 4 + 0.25 + 0)",
+        numbers="½ · 0.01 · (1 + 4 + 0.25 + 0)",
         figure="D.cost.reg",
     )
     found = penalised_pass()
@@ -395,7 +395,7 @@ def _penalty(page: Page) -> None:
         ("y_k", "exp(a²_k) / Σ_j exp(a²_j)", found.y),
         ("E", "-Σ_k t_k ln y_k + λ R", found.E),
         ("δ²_k", "y_k - t_k", found.delta2),
-        ("δ¹_j", "(1 - z_j z_j) Σ_k δ²_k w²_kj", found.delta1),
+        ("δ¹_j", "(1 - z_j²) Σ_k δ²_k w²_kj", found.delta1),
         ("∂E/∂w¹_ji", "δ¹_j x_i + λ w¹_ji", found.dW1),
         ("∂E/∂w²_kj", "δ²_k z_j + λ w²_kj", found.dW2),
     )

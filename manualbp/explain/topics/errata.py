@@ -15,7 +15,8 @@ def write_errata(page: Page) -> None:
     page.say(
         f"""{len(entries)} places, by document. For each: what stands there, what is right, and a
         number computed now that shows it. Most are slips of the pen in good lectures; a few
-        would make a network learn the wrong thing. "l.40" is line 40 of the document's text."""
+        would make a network learn the wrong thing. A place is named by the title of its slide, or
+        by its equation; "l.40" is line 40 of the text of the document."""
     )
     page.table(
         ("document", "entries", "author, title"),

@@ -258,9 +258,10 @@ def _draw_curve() -> Picture:
     way = descent(curve_network(), x, t, eta=ETA_OF_CURVE)
     for axes, updates in zip(panels, (0, UPDATES_OF_CURVE), strict=True):
         net = next(islice(way, max(updates - 1, 0), None))
-        axes.plot(grid, learned_features(net, grid), color="tab:gray", linewidth=0.8)
-        axes.plot(grid, net.predict(grid), color="tab:red", linewidth=2)
-        axes.plot(x, t, "ko", markersize=4)
+        features = learned_features(net, grid)
+        axes.plot(grid, features, color="tab:gray", linewidth=0.8, label=["φ_j", "", ""])
+        axes.plot(grid, net.predict(grid), color="tab:red", linewidth=2, label="y")
+        axes.plot(x, t, "ko", markersize=4, label="t")
         axes.set(xlabel="x", title=f"after {updates} updates")
-    panels[0].set_ylabel("t, y and φ_j")
+    panels[1].legend(fontsize="small")
     return picture

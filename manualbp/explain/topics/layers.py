@@ -6,9 +6,10 @@ and single numbers worked out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from math import exp
+from math import exp, tanh
 from typing import Any
 
 import torch
@@ -42,7 +43,9 @@ from manualbp.explain.scalar_formulas import (
     dot,
 )
 from manualbp.layers import (
+    ELU,
     EVALUATION,
+    GELU,
     AnyLayer,
     Dropout,
     LeakyReLU,
@@ -55,7 +58,9 @@ from manualbp.layers import (
     Sequential,
     Sigmoid,
     Sign,
+    SiLU,
     Softmax,
+    Softplus,
     Step,
     Tanh,
     TanhHalf,
@@ -104,6 +109,7 @@ class Written:
     """What the page of a layer says besides the general walk."""
 
     words: str = ""
+    title: str = ""  # instead of the first equation
     rows: tuple[str, ...] = ()
     forward: Callable[[Page, Walk], None] = _nothing
     expected: Callable[[Walk], Any] | None = None  # y in plain Python
@@ -125,7 +131,7 @@ def write_layer(page: Page, cls: type[AnyLayer]) -> None:
         page.say(written.words)
     write_equations(page, cls)
     page.heading("Numbers of your own")
-    page.say(f"{layer}, with numbers drawn from --seed {page.seed}.")
+    page.say(f"{_described(layer)}, with numbers drawn from --seed {page.seed}.")
     write_given(page, walk)
     page.given("dy", walk["dy"], "∂E/∂y, which comes from the layer above")
     page.heading("Forward")
@@ -149,6 +155,19 @@ def example_of(cls: type[AnyLayer]) -> Case:
     return replace(case, shape=(2, 3)) if activation_formula(case.layer) else case
 
 
+def _described(layer: AnyLayer) -> str:
+    """Return the layer as one writes it; what contains layers, without their defaults."""
+    match layer:
+        case Sequential():
+            return f"Sequential({', '.join(map(_described, layer.layers))})"
+        case Residual():
+            return f"Residual({_described(layer.inner)})"
+        case Linear():
+            return f"Linear({layer.in_features}, {layer.out_features})"
+        case _:
+            return str(layer)
+
+
 # Activation functions -----------------------------------------------------------------------------
 
 
@@ -161,19 +180,21 @@ def _as_activation(written: Written, formula: Formula) -> Written:
                 f"y{at}",
                 formula.text.format(x=f"x{at}"),
                 _at(walk["y"], at),
-                numbers=formula.text.format(x=put(x)),
+                numbers=_put_into(formula.text, x=put(x)),
                 equals=formula.value(x),
                 because=PLAIN_PYTHON,
             )
+
+    slope = formula.slope_text if " " not in formula.slope_text else f"({formula.slope_text})"
 
     def backward(page: Page, walk: Walk) -> None:
         for at, x in _one_of_each_sign(walk):
             dy, y = _at(walk["dy"], at), _at(walk["y"], at)
             page.line(
                 f"dx{at}",
-                f"dy{at} · ({formula.slope_text.format(x=f'x{at}', y=f'y{at}')})",
+                f"dy{at} · {slope.format(x=f'x{at}', y=f'y{at}')}",
                 _at(walk["dx"], at),
-                numbers=f"{put(dy)} · ({formula.slope_text.format(x=put(x), y=put(y))})",
+                numbers=f"{put(dy)} · {_put_into(slope, x=put(x), y=put(y))}",
                 equals=dy * formula.slope(x),
                 because=PLAIN_PYTHON,
             )
@@ -193,6 +214,11 @@ def _as_activation(written: Written, formula: Formula) -> Written:
         equations={"dx": "dy[n,j] · dy/dx[n,j]"},
         more=more,
     )
+
+
+def _put_into(text: str, **numbers: str) -> str:
+    """Return the formula with the numbers; one that is alone in parentheses needs no others."""
+    return re.sub(r"\(\((-[\d.e-]+)\)(?=[,)])", r"(\1", text.format(**numbers))
 
 
 def _one_of_each_sign(walk: Walk) -> list[tuple[str, float]]:
@@ -552,6 +578,123 @@ def _masked(walk: Walk) -> list[list[float]]:
     return [[m * x for m, x in zip(*pair, strict=True)] for pair in pairs]
 
 
+# Containers ---------------------------------------------------------------------------------------
+
+
+def _sequential_in_plain_python(walk: Walk) -> list[Any]:
+    """Return h_1, h_2 and h_3 of the example, a row for each x."""
+    h_1 = [sums(row, walk["0.weight"], walk["0.bias"]) for row in walk["x"]]
+    h_2 = [[tanh(v) for v in row] for row in h_1]
+    return [h_1, h_2, [sums(row, walk["2.weight"], walk["2.bias"]) for row in h_2]]
+
+
+def _sequential_forward(page: Page, walk: Walk) -> None:
+    inputs = walk.trial.inputs
+    model, params = walk.trial.case.layer, inputs.parameters.views
+    assert isinstance(model, Sequential)
+    page.say("One layer after the other; h is what the last one has given and the next one gets.")
+    equations = ("Σ_i W_1[j,i] x[n,i] + b_1[j]", "tanh h_1[n,j]")
+    h = inputs.x
+    for l, (equation, plain) in enumerate(
+        zip(equations, _sequential_in_plain_python(walk), strict=False), 1
+    ):
+        h, _ = model.layers[l - 1].forward(params[str(l - 1)], h)
+        page.line(f"h_{l}", equation, h, equals=plain, because=PLAIN_PYTHON)
+
+
+def _sequential_backward(page: Page, walk: Walk) -> None:
+    dy, w_1, w_3 = walk["dy"][0], walk["0.weight"], walk["2.weight"]
+    h_2 = _sequential_in_plain_python(walk)[1][0]
+    dh_2 = [dot(dy, column) for column in zip(*w_3, strict=True)]
+    dh_1 = [d * (1 - h * h) for d, h in zip(dh_2, h_2, strict=True)]
+    page.say(
+        """From the last layer to the first: what a layer hands down is the dy of the one before
+        it. For example 0:"""
+    )
+    page.line(
+        "dh_2[0,0]",
+        "Σ_o dy[0,o] W_3[o,0]",
+        dh_2[0],
+        numbers=put_products(dy, [row[0] for row in w_3]),
+        equals=_handed_down(walk, 2)[0, 0],
+        because="what layer 3 hands down",
+    )
+    page.line(
+        "dh_1[0,0]",
+        "dh_2[0,0] (1 - h_2[0,0]²)",
+        dh_1[0],
+        numbers=f"{put(dh_2[0])} (1 - {put(h_2[0])}²)",
+        equals=_handed_down(walk, 1)[0, 0],
+        because="what layer 2 hands down",
+    )
+    column = [row[0] for row in w_1]
+    page.line(
+        "dx[0,0]",
+        "Σ_j dh_1[0,j] W_1[j,0]",
+        dot(dh_1, column),
+        numbers=put_products(dh_1, column),
+        equals=walk["dx"][0][0],
+        because="what layer 1 hands down",
+    )
+
+
+def _handed_down(walk: Walk, l: int) -> Tensor:
+    """Return ∂E/∂h_l, which the backward pass of layer l + 1 of a Sequential returns."""
+    model, inputs = walk.trial.case.layer, walk.trial.inputs
+    assert isinstance(model, Sequential)
+    params, grads = inputs.parameters.views, inputs.parameters.zeros_like().views
+    _, saved = model.forward(params, inputs.x)
+    dh = inputs.dy
+    for k in reversed(range(l, len(model.layers))):
+        dh = model.layers[k].backward(params[str(k)], saved[k], dh, grads[str(k)])
+    return dh
+
+
+def _inner(walk: Walk) -> list[list[float]]:
+    """Return f = tanh(W x + b) of the example of Residual, in plain Python."""
+    weight, bias = walk["inner.0.weight"], walk["inner.0.bias"]
+    return [[tanh(v) for v in sums(row, weight, bias)] for row in walk["x"]]
+
+
+def _residual_forward(page: Page, walk: Walk) -> None:
+    x, w, b = walk["x"][0], walk["inner.0.weight"], walk["inner.0.bias"]
+    f = _inner(walk)[0]
+    page.line(
+        "f[0,0]",
+        "tanh(Σ_i W[0,i] x[0,i] + b[0])",
+        walk["y"][0][0] - x[0],
+        numbers=f"tanh({put_products(w[0], x)} + {put(b[0])})",
+        equals=f[0],
+        because=PLAIN_PYTHON,
+    )
+    page.line(
+        "y[0,0]",
+        "x[0,0] + f[0,0]",
+        walk["y"][0][0],
+        numbers=f"{put(x[0])} + {put(f[0])}",
+        equals=x[0] + f[0],
+        because=PLAIN_PYTHON,
+    )
+
+
+def _residual_backward(page: Page, walk: Walk) -> None:
+    page.say(
+        """x has two ways to y, so dx is a sum: dy as it is, along the way around, and what the
+        inner layer makes of dy. Were f flat, dy would still arrive."""
+    )
+    dy, f, w = walk["dy"][0], _inner(walk)[0], walk["inner.0.weight"]
+    da = [d * (1 - v * v) for d, v in zip(dy, f, strict=True)]
+    column = [row[0] for row in w]
+    page.line(
+        "dx[0,0]",
+        "dy[0,0] + Σ_j dy[0,j] (1 - f[0,j]²) W[j,0]",
+        walk["dx"][0][0],
+        numbers=f"{put(dy[0])} + {put_products(da, column)}, with 1 - f² put in",
+        equals=dy[0] + dot(da, column),
+        because=PLAIN_PYTHON,
+    )
+
+
 WRITTEN: Mapping[type[AnyLayer], Written] = {
     Dropout: Written(
         """While training, every number is left out with probability p, anew in each pass, so that
@@ -563,7 +706,18 @@ WRITTEN: Mapping[type[AnyLayer], Written] = {
         equations={"dx": "m[n,j] dy[n,j]"},
         more=_dropout_more,
     ),
-    LeakyReLU: Written(rows=("R11",)),
+    ELU: Written(
+        """Like ReLU for positive x; below 0 it bends towards -α, so that a gradient comes through
+        there as well."""
+    ),
+    GELU: Written(
+        """x times the probability Φ(x) that a standard normal number is below it: near 0 for very
+        negative x, near x for large ones, and smooth between."""
+    ),
+    LeakyReLU: Written(
+        """ReLU with a small slope for negative x, so that no unit is without a gradient.""",
+        rows=("R11",),
+    ),
     Linear: Written(
         """Each unit o adds up its inputs, every one with a weight of its own, and adds a bias. From
         this one line follow three: the error signal goes back along the same weights (dx), meets
@@ -595,21 +749,60 @@ WRITTEN: Mapping[type[AnyLayer], Written] = {
         },
         more=_maxout_more,
     ),
-    PiecewiseLinear: Written(rows=("R07",)),
+    PiecewiseLinear: Written(
+        """A sigmoid of three straight pieces: 0, then x, then 1. Between the two kinks dy passes
+        unchanged, outside nothing does.""",
+        rows=("R07",),
+    ),
     ReLU: Written(
         """Lets positive numbers pass and stops the others. So it does with the gradient: where x
         was positive dy passes unchanged, elsewhere nothing does.""",
         rows=("R10",),
         more=_kink_of_relu,
     ),
-    Sequential: Written(rows=("R23", "R24")),
+    Residual: Written(
+        """The input goes around the inner layer and is added to what that gives, so f only has to
+        learn what to change.""",
+        forward=_residual_forward,
+        expected=lambda walk: [
+            [a + b for a, b in zip(*rows, strict=True)]
+            for rows in zip(walk["x"], _inner(walk), strict=True)
+        ],
+        equation="x[n,j] + f[n,j]",
+        backward=_residual_backward,
+    ),
+    Sequential: Written(
+        """Layers one after the other: a network. Forward each one takes what the one before it
+        gave; backward each one takes what the one behind it hands down.""",
+        title="layers one after the other, h_l = f_l(h_{l-1})",
+        rows=("R23", "R24"),
+        forward=_sequential_forward,
+        expected=lambda walk: _sequential_in_plain_python(walk)[-1],
+        equation="Σ_j W_3[o,j] h_2[n,j] + b_3[o]",
+        backward=_sequential_backward,
+        equations={
+            "dx": "Σ_j dh_1[n,j] W_1[j,i]",
+            "d0.weight": "Σ_n dh_1[n,j] x[n,i]",
+            "d0.bias": "Σ_n dh_1[n,j]",
+            "d2.weight": "Σ_n dy[n,o] h_2[n,j]",
+            "d2.bias": "Σ_n dy[n,o]",
+        },
+    ),
     Sigmoid: Written(
         """Squeezes any number to between 0 and 1. Its slope is a function of its output, y (1 - y),
         which is all that the backward pass needs to keep.""",
         rows=("R08",),
         more=_saturation,
     ),
-    Sign: Written(rows=("R06",)),
+    Sign: Written(
+        """The step with outputs -1 and +1. It is flat on both sides, so no gradient comes through;
+        see manualbp explain perceptron-and.""",
+        rows=("R06",),
+    ),
+    SiLU: Written(
+        """x times its own sigmoid, σ(x) = 1 / (1 + e^-x): near 0 for very negative x, near x for
+        large ones, and smooth between."""
+    ),
     Softmax: Written(
         """Turns a row of numbers into probabilities: all positive, with sum 1. The larger x, the
         larger its share. With cross-entropy behind it nearly all of the backward pass cancels; see
@@ -622,20 +815,32 @@ WRITTEN: Mapping[type[AnyLayer], Written] = {
         equations={"dx": "y[n,j] (dy[n,j] - Σ_k dy[n,k] y[n,k])"},
         more=_softmax_more,
     ),
-    Step: Written(rows=("R06",)),
+    Softplus: Written(
+        """A ReLU without a kink: near 0 for very negative x, near x for large ones. Its slope is
+        the sigmoid."""
+    ),
+    Step: Written(
+        """Answers with 1 or 0. It is flat on both sides, so no gradient comes through; see manualbp
+        explain perceptron-and.""",
+        rows=("R06",),
+    ),
     Tanh: Written(
         """Squeezes any number to between -1 and 1, and keeps its sign. Its slope is a function of
         its output, 1 - y², which is all that the backward pass needs to keep.""",
         rows=("R09",),
         more=_saturation,
     ),
-    TanhHalf: Written(rows=("R09",)),
+    TanhHalf: Written(
+        """A sigmoid between -1 and 1: tanh with its argument halved, and so with half of its
+        slope.""",
+        rows=("R09",),
+    ),
 }
 
 
 def _register(cls: type[AnyLayer]) -> None:
-    rows = WRITTEN[cls].rows if cls in WRITTEN else ()
-    topic(topic_name(cls), topic_title(cls), *rows)(lambda page: write_layer(page, cls))
+    written = WRITTEN.get(cls, Written())
+    topic(topic_name(cls), topic_title(cls, written.title), *written.rows)(lambda page: write_layer(page, cls))
 
 
 for found in layers():

@@ -191,7 +191,7 @@ def _outliers(page: Page) -> None:
     )
     page.picture(
         "outliers",
-        "Outputs and boundaries of least squares (dashed) and logistic regression without and "
+        "Outputs (black) and boundaries (red) of least squares (dashed) and logistic regression without and "
         "with three far points of class 1. Only the first moves.",
         _draw_outliers,
     )
@@ -216,6 +216,7 @@ def _masking(page: Page) -> None:
         equals=weights,
         because="the figure D.mask",
     )
+    page.say("(The slope of the middle column is 0 but for rounding.)")
     y = net.predict(x)
     page.table(
         ("x", "class", "y_0", "y_1", "y_2", "largest"),
@@ -278,15 +279,15 @@ def _draw_outliers() -> Picture:
         grid = torch.linspace(-1, float(x.max()) + 1, 400, dtype=torch.float64).unsqueeze(1)
         for k, color in enumerate(("tab:blue", "tab:orange")):
             axes.plot(x[t == k], t[t == k], "o", color=color, label=f"class {k}")
-        for found, y, style in (
-            (least, least.net.predict(grid), "k--"),
-            (logistic, logistic.net.predict(grid).sigmoid(), "k-"),
+        for found, y, style, name in (
+            (least, least.net.predict(grid), "--", "least squares"),
+            (logistic, logistic.net.predict(grid).sigmoid(), "-", "logistic"),
         ):
-            axes.plot(grid, y, style, linewidth=1)
-            axes.axvline(found.place, color="tab:red", linestyle=style[1:], linewidth=1)
+            axes.plot(grid, y, style, color="black", linewidth=1, label=name)
+            axes.axvline(found.place, color="tab:red", linestyle=style, linewidth=1)
         axes.set(xlabel="x", title=f"{outliers} the far points", ylim=(-0.4, 1.6))
     panels[0].set_ylabel("t and y")
-    panels[0].legend(loc="upper left")
+    panels[1].legend(loc="center right", fontsize="small")
     return picture
 
 

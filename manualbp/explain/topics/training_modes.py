@@ -34,6 +34,13 @@ MODES: dict[str, tuple[int, Reduction]] = {
 }
 """Rows of an update, 0 for all, and how their gradients are put together."""
 
+NAMES = {
+    "online": "online",
+    "batch2": "in pairs",
+    "offline_sum": "offline, sum",
+    "offline_mean": "offline, mean",
+}
+
 UPDATES = {
     "online": "w ← w - η ∂E_d/∂w, four times",
     "batch2": "w ← w - η (∂E_d/∂w + ∂E_{d+1}/∂w), twice",
@@ -177,23 +184,24 @@ def _xor(page: Page) -> None:
     )
     rows: list[tuple[str, float, int | str]] = []
     for mode, (_, reduction) in MODES.items():
+        name = NAMES[mode]
         training = xor_in_mode(mode)
         training.run(1)
         w = numbers(training.params)
-        page.line(f"w after one epoch, {mode}", UPDATES[mode], w, figure=f"Z.modes.{mode}.p1")
+        page.line(f"w after one epoch, {name}", UPDATES[mode], w, figure=f"Z.modes.{mode}.p1")
         # A mean over the four patterns is reported as a mean: four times that is the sum.
         error = training.error() * (4 if reduction == "mean" else 1)
-        page.line(f"E, {mode}", "½ Σ_d (t_d - o_d)²", error, figure=f"Z.modes.{mode}.E1")
+        page.line(f"E, {name}", "½ Σ_d (t_d - o_d)²", error, figure=f"Z.modes.{mode}.E1")
         epochs: int | str = "not tried"
         if mode != "offline_mean":
             epochs = xor_in_mode(mode).until(0.01, most=2000) or "more than 2000"
             page.line(
-                f"epochs until E ≤ 0.01, {mode}",
+                f"epochs until E ≤ 0.01, {name}",
                 "",
                 float(epochs),
                 figure=f"Z.modes.{mode}.epochs_to_0.01",
             )
-        rows.append((mode, error, epochs))
+        rows.append((name, error, epochs))
     page.table(("mode", "E after one epoch", "epochs until E ≤ 0.01"), rows)
 
 
