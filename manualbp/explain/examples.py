@@ -1,4 +1,4 @@
-"""The small networks that the lectures train, ready to train: 2-2-1 on XOR, 2-2-2, one neuron."""
+"""The small networks that the lectures train: 2-2-1 on XOR, 2-2-2, one neuron, one linear layer."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from manualbp.explain.networks import Network, float64
 from manualbp.layers import Linear, Sequential, Sigmoid
 from manualbp.lectures import setting
 from manualbp.losses import AnyLoss, HalfSquaredError
+from manualbp.models import build
 from manualbp.optimizers import Optimizer
 from manualbp.parameters import Parameters
 from manualbp.training.descent import Descent
-from manualbp.training.step import TrainingStep
 
 FIXED_BIASES = ("0.bias", "2.bias")
 """What the 2-2-2 example leaves as it is."""
@@ -52,18 +52,28 @@ def numbers(params: Parameters) -> Tensor:
     return torch.cat([w.flatten() for w in params.named().values()])
 
 
-def descent(
-    net: Network,
-    x: Tensor,
-    target: Tensor,
-    rule: Optimizer,
-    *,
-    batch_size: int = 0,
-    frozen: tuple[str, ...] = (),
-) -> Descent:
-    """Return the training of a network by a rule at its own rate; it changes the network."""
-    step = TrainingStep(net.model, net.loss, rule, frozen=frozen)
-    return Descent(step, net.params, x, target, batch_size)
+def linear_model(w: Tensor, loss: AnyLoss) -> Network:
+    """Return the model "logistic" with the rows w (K, M), one for each output, first the bias.
+
+    The layer's bias is the weight of φ_0 = 1, so that a_nk = Σ_i w_ki φ_ni with φ_n = (1, x_n), the
+    way the lectures write logistic regression and least squares.
+    """
+    model = build("logistic", w.shape[1] - 1, w.shape[0])
+    params = Parameters.zeros(model.shapes(), dtype=torch.float64)
+    params.named()["0.bias"].copy_(w[:, 0])
+    params.named()["0.weight"].copy_(w[:, 1:])
+    return Network(model, params, loss)
+
+
+def rows(params: Parameters) -> Tensor:
+    """Return the rows (K, M) of a `linear_model`, or of its gradient."""
+    named = params.named()
+    return torch.cat([named["0.bias"].unsqueeze(1), named["0.weight"]], 1)
+
+
+def features(x: Tensor) -> Tensor:
+    """Return Φ (N, M), whose row n is φ_n = (1, x_n)."""
+    return torch.cat([x.new_ones(len(x), 1), x], 1)
 
 
 def xor_examples() -> tuple[Tensor, Tensor]:
@@ -81,7 +91,7 @@ def xor_descent(
     """
     net = sigmoid_network((2, 2, 1), setting("XOR221")["inits"][start])
     net = Network(net.model, net.params, loss or net.loss)
-    return descent(net, *xor_examples(), rule, batch_size=batch_size)
+    return net.descent(*xor_examples(), rule, batch_size=batch_size)
 
 
 def worked_example_descent(rule: Optimizer) -> Descent:
@@ -91,4 +101,4 @@ def worked_example_descent(rule: Optimizer) -> Descent:
     order = ["w1", "w2", "w3", "w4", "b1", "b1", "w5", "w6", "w7", "w8", "b2", "b2"]
     net = sigmoid_network((2, 2, 2), [w[name] for name in order])
     x, t = float64([example["inputs"]]), float64([example["targets"]])
-    return descent(net, x, t, rule, frozen=FIXED_BIASES)
+    return net.descent(x, t, rule, frozen=FIXED_BIASES)

@@ -359,7 +359,7 @@ class _Walk:
     def update(self, rate: float) -> None:
         self.page.say("Only now, with all gradients known, the weights change; η is the rate.")
         after = self.net.copy()
-        before, error = after.train(self.x, self.t, SGD(rate))
+        before, error = after.descent(self.x, self.t, SGD(rate)).errors(1)
         for l in range(1, self.depth + 1):
             place = str(self.places[l - 1])
             for symbol, kind in (("W", "weight"), ("b", "bias")):

@@ -18,10 +18,10 @@ from torch import Tensor
 from manualbp.checks.agreement import Inputs, through_autograd
 from manualbp.errors import UsageError
 from manualbp.layers import EVALUATION, AnyLayer, Linear, Sequential
-from manualbp.losses import AnyLoss, HalfSquaredError, weights
+from manualbp.losses import AnyLoss, HalfSquaredError, Penalty, weights
 from manualbp.optimizers import SGD, Optimizer
 from manualbp.parameters import Parameters, Views
-from manualbp.training.engine import ManualEngine
+from manualbp.training.descent import Descent
 from manualbp.training.step import TrainingStep
 
 float64 = partial(torch.tensor, dtype=torch.float64)
@@ -129,14 +129,22 @@ class Network:
             dh = dx
         return stages[::-1]
 
-    def train(self, x: Tensor, target: Tensor, rule: Optimizer, updates: int = 1) -> list[float]:
-        """Make updates with all rows at once; return E before each of them and after the last."""
-        step = TrainingStep(self.model, self.loss, rule)
-        engine = ManualEngine(step, self.params, torch.Generator(), recorded=False)
-        engine.plan([rule.lr] * updates)
-        outputs = (engine.step(x, target) for _ in range(updates))
-        errors = [float(self.loss.forward(y, target)[0]) for y in outputs]
-        return [*errors, self.error(x, target)]
+    def descent(
+        self,
+        x: Tensor,
+        target: Tensor,
+        rule: Optimizer,
+        *,
+        batch_size: int = 0,
+        penalty: Penalty | None = None,
+        frozen: tuple[str, ...] = (),
+    ) -> Descent:
+        """Return the training of this network by a rule at its own rate; it changes the weights.
+
+        `batch_size` rows make an update, 0 all of them; parameters named in `frozen` stay.
+        """
+        step = TrainingStep(self.model, self.loss, rule, penalty, frozen=frozen)
+        return Descent(step, self.params, x, target, batch_size)
 
     def copy(self) -> Network:
         """Return the same network with weights of its own."""

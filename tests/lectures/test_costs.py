@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from manualbp.checks.differences import central_differences
-from manualbp.explain.fitting import descent
 from manualbp.explain.networks import float64
 from manualbp.explain.page import close
 from manualbp.explain.registry import topics
@@ -16,6 +15,7 @@ from manualbp.losses import (
     HalfSquaredError,
     MSELoss,
 )
+from manualbp.optimizers import SGD
 
 
 @pytest.mark.figures("D.cost.mse", "D.cost.mse_grad")
@@ -75,8 +75,7 @@ def test_the_penalty_has_no_part_in_any_delta_nor_in_the_biases_and_stands_once_
     net, penalty, x, t = costs.penalised_network()
     x, t = x.repeat(4, 1), t.repeat(4, 1)
     data, start = net.gradient(x, t).named(), net.params.state_dict()
-    way = descent(net, x, t, eta=1.0, penalty=penalty)
-    assert next(way) is next(way)  # an update later
+    net.descent(x, t, SGD(1.0), penalty=penalty).run(1)
     for name, w in start.items():
         change = w - net.params.named()[name]
         expected = data[name] + (0.01 * w if name.endswith("weight") else 0)

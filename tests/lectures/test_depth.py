@@ -58,13 +58,13 @@ def test_gradients_of_the_output_and_of_the_error(lecture):
 
 @pytest.mark.figures("K.J_after1", "K.J_after1_literal", "K.J_traj", "K.J_traj_literal")
 def test_gradient_descent_and_the_printed_sign(lecture):
-    downhill = three_hidden().train(X, Y, SGD(ALPHA), 100)
+    downhill = three_hidden().descent(X, Y, SGD(ALPHA)).errors(100)
     lecture.expect("K.J_after1", downhill[1])
     lecture.expect("K.J_traj", [downhill[n] for n in (0, 1, 2, 5, 10, 50, 100)])
     last = lecture["K.J_traj"].value[-1]
     assert downhill[100] == pytest.approx(last, rel=1e-11)  # 7e-8, beside 0.18 in the list
     # ∇J without its minus turns descent into ascent
-    uphill = three_hidden().train(X, Y, SGD(-ALPHA), 10)
+    uphill = three_hidden().descent(X, Y, SGD(-ALPHA)).errors(10)
     lecture.expect("K.J_after1_literal", uphill[1])
     lecture.expect("K.J_traj_literal", [uphill[n] for n in (0, 1, 2, 5, 10)])
     assert downhill[1] < downhill[0] < uphill[1]

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from manualbp.explain.fitting import descend, features, rows
+from manualbp.explain.examples import features, rows
 from manualbp.explain.registry import topics
 from manualbp.explain.topics import features as mlp
 from manualbp.explain.topics.least_squares import least_squares
 from manualbp.explain.topics.logistic_regression import maximum_likelihood
+from manualbp.optimizers import SGD
 
 
 def test_the_output_layers_gradient_is_that_of_logistic_regression_on_the_features():
@@ -24,7 +25,7 @@ def test_the_output_layers_gradient_is_that_of_logistic_regression_on_the_featur
 def test_with_frozen_features_it_is_logistic_regression():
     x, t = mlp.xor()
     start, net = mlp.xor_network(), mlp.xor_network()
-    descend(net, x, t, eta=0.5, updates=5000, frozen=mlp.HIDDEN)
+    net.descent(x, t, SGD(0.5), frozen=mlp.HIDDEN).run(5000)
     for name in mlp.HIDDEN:
         assert net.params.named()[name].equal(start.params.named()[name])
     best = maximum_likelihood(mlp.learned_features(start, x), t)
@@ -34,7 +35,8 @@ def test_with_frozen_features_it_is_logistic_regression():
 
 def test_with_learned_features_xor_is_solved():
     x, t = mlp.xor()
-    net = descend(mlp.xor_network(), x, t, eta=mlp.ETA, updates=mlp.UPDATES)
+    net = mlp.xor_network()
+    net.descent(x, t, SGD(mlp.ETA)).run(mlp.UPDATES)
     assert net.error(x, t) < 0.01
     phi = mlp.learned_features(net, x)
     assert mlp.is_separated(mlp.output_alone(net), phi, t)
@@ -49,10 +51,8 @@ def test_with_a_linear_output_and_frozen_features_it_is_least_squares():
     torch.testing.assert_close(mlp.output_rows(net.params), rows(best.params), rtol=0, atol=1e-12)
     assert net.error(x, t) == pytest.approx(best.error(mlp.learned_features(net, x), t), rel=1e-12)
     net.params.named()["2.weight"].zero_()
-    moved = descend(net, x, t, eta=0.04, updates=4000, frozen=mlp.HIDDEN)
-    torch.testing.assert_close(
-        mlp.output_rows(moved.params), rows(best.params), rtol=1e-8, atol=1e-8
-    )
+    net.descent(x, t, SGD(0.04), frozen=mlp.HIDDEN).run(4000)
+    torch.testing.assert_close(mlp.output_rows(net.params), rows(best.params), rtol=1e-8, atol=1e-8)
 
 
 def test_the_topic():

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from manualbp.errors import UsageError
-from manualbp.explain.fitting import descend, features, linear_model, rows
+from manualbp.explain.examples import features, linear_model, rows
 from manualbp.explain.registry import topics
 from manualbp.explain.topics import least_squares as ls
+from manualbp.optimizers import SGD
 
 
 @pytest.mark.figures("D.lslr.*")
@@ -34,8 +35,8 @@ def test_least_squares_is_where_the_squared_errors_gradient_is_zero(outliers):
 
 def test_gradient_descent_leads_to_the_same_least_squares():
     x, t = ls.overlapping("without")
-    start = linear_model(torch.zeros(1, 2, dtype=torch.float64), ls.HalfSquaredError())
-    net = descend(start, x, t, eta=0.01, updates=5000)
+    net = linear_model(torch.zeros(1, 2, dtype=torch.float64), ls.HalfSquaredError())
+    net.descent(x, t, SGD(0.01)).run(5000)
     expected = rows(ls.least_squares(x, t).params)
     torch.testing.assert_close(rows(net.params), expected, rtol=1e-10, atol=0)
 

@@ -42,8 +42,8 @@ def test_a_bias_is_the_weight_of_an_input_that_is_one():
     as_weight, x = neuron([b, *w]), torch.cat([float64([[1.0]]), X], 1)
     for _ in range(3):
         assert with_bias.predict(X).item() == pytest.approx(as_weight.predict(x).item(), rel=1e-15)
-        with_bias.train(X, D, SGD(MU))
-        as_weight.train(x, D, SGD(MU))
+        with_bias.descent(X, D, SGD(MU)).errors(1)
+        as_weight.descent(x, D, SGD(MU)).run(1)
     assert with_bias.params.views["0"].bias.item() == pytest.approx(as_weight.matrices[0][0].item())
 
 
@@ -51,11 +51,11 @@ def test_a_bias_is_the_weight_of_an_input_that_is_one():
 def test_delta_rule(lecture):
     net = neuron()
     before = net.matrices[0].clone()
-    _, after = net.train(X, D, SGD(MU))
+    _, after = net.descent(X, D, SGD(MU)).errors(1)
     lecture.expect("P.neuron.dw", (net.matrices[0] - before).view(-1))
     lecture.expect("P.neuron.E_after1", after)
     # Eq. 11 with the e = y - d of eq. 3 goes uphill
-    _, uphill = neuron().train(X, D, SGD(-MU))
+    _, uphill = neuron().descent(X, D, SGD(-MU)).errors(1)
     assert after < 0.5 < uphill
     lecture.expect("P.neuron.E_after1_eq11_literal", uphill)
 
@@ -75,7 +75,7 @@ def test_the_error_is_multiplied_by_one_minus_mu_x_squared(lecture):
     net, signals = neuron(), []
     for _ in range(6):
         signals.append(net.output_error(X, D).item())
-        net.train(X, D, SGD(MU))
+        net.descent(X, D, SGD(MU)).errors(1)
     lecture.expect("P.neuron.e_n", signals)
     assert signals == pytest.approx([-((1 - MU * 5) ** n) for n in range(6)], rel=1e-14)
 
@@ -86,7 +86,7 @@ def test_step_limit(lecture):
     expected = lecture["P.neuron.stability"].value
     for mu, after in zip([0.01, 0.2, 0.39, 0.4, 0.41], expected, strict=True):
         net = neuron()
-        net.train(X, D, SGD(mu), 200)
+        net.descent(X, D, SGD(mu)).errors(200)
         error = net.output_error(X, D).abs().item()
         # y is about 1, and so e is known to 1e-12 absolutely where it is small
         assert error == pytest.approx(after, rel=1e-12, abs=1e-15), mu
@@ -95,7 +95,7 @@ def test_step_limit(lecture):
 def test_step_limit_of_a_large_input():
     """|x| = 100 needs μ < 0.0002: a rate far below 1 is not small by itself."""
     x = float64([[60.0, 80.0]])
-    below, above = (neuron().train(x, D, SGD(mu), 100)[-1] for mu in (0.00019, 0.00021))
+    below, above = (neuron().descent(x, D, SGD(mu)).errors(100)[-1] for mu in (0.00019, 0.00021))
     assert below < 1e-3
     assert above > 1e3
 
@@ -107,7 +107,7 @@ def test_stream_recovers_the_weights_that_made_it(lecture):
     first_epoch, epochs = [], 0
     for epochs in count(1):
         for x, d in ROWS:
-            net.train(x, d, SGD(STREAM["mu"]))
+            net.descent(x, d, SGD(STREAM["mu"])).run(1)
             if epochs == 1:
                 first_epoch.append(net.matrices[0].view(-1).tolist())
         if max(net.output_error(x, d).abs().item() for x, d in ROWS) < 1e-6:

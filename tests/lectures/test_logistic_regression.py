@@ -8,11 +8,12 @@ import torch
 
 from manualbp.checks.differences import central_differences
 from manualbp.errors import UsageError
-from manualbp.explain.fitting import descend, descent, features, linear_model, rows
+from manualbp.explain.examples import features, linear_model, rows
 from manualbp.explain.networks import float64
 from manualbp.explain.registry import topics
 from manualbp.explain.topics import logistic_regression as lr
 from manualbp.lectures import setting
+from manualbp.optimizers import SGD
 
 
 @pytest.mark.figures("D.logreg.E0", "D.logreg.grad0", "D.logreg.grad1")
@@ -45,7 +46,8 @@ def test_the_maximum_likelihood_is_where_the_gradient_is_zero(lecture):
     lecture.expect("D.logreg.ml", [w.flatten(), best.error(x, t)])
     assert best.gradient(x, t).flat.abs().max() < 1e-13
     for start in ((0, 0), (-2, 3), (5, -5)):  # convex: every start leads there
-        net = descend(lr.logistic(*start), x, t, eta=0.1, updates=5000)
+        net = lr.logistic(*start)
+        net.descent(x, t, SGD(0.1)).run(5000)
         torch.testing.assert_close(rows(net.params), w, rtol=1e-10, atol=0)
 
 
@@ -57,8 +59,7 @@ def test_the_error_surface(lecture):
 def test_small_steps_always_go_downhill():
     x, t = lr.two_classes()
     for start in ((0, 0), (-2, 3), (5, -5)):
-        way = descent(lr.logistic(*start), x, t, eta=0.1)
-        errors = [next(way).error(x, t) for _ in range(200)]
+        errors = lr.logistic(*start).descent(x, t, SGD(0.1)).errors(199)
         assert all(later < earlier for earlier, later in pairwise(errors))
 
 
@@ -84,7 +85,7 @@ def test_three_classes(lecture):
     found = rows(net.gradient(x, t))
     lecture.expect("D.logregK.grad0", found)
     assert found.sum(0).abs().max() < 1e-14
-    descend(net, x, t, eta=setting("LOGREGK")["eta"], updates=100)
+    net.descent(x, t, SGD(setting("LOGREGK")["eta"])).run(100)
     lecture.expect("D.logregK.W100", rows(net.params))
     lecture.expect("D.logregK.E100", net.error(x, t))
     lecture.expect("D.logregK.acc100", lr.right(net, x, t))

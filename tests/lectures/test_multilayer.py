@@ -151,7 +151,7 @@ def test_the_functions_coincide_but_the_learning_does_not(lecture):
     deep = two_layers("linear")
     single = deep.collapsed()
     for net in (deep, single):
-        net.train(X, D, SGD(TWO["mu"]))
+        net.descent(X, D, SGD(TWO["mu"])).errors(1)
     both = [single.matrices[0].tolist(), deep.collapsed().matrices[0].tolist()]
     lecture.expect("P.collapse_learning", both)
 
@@ -162,7 +162,7 @@ def test_the_choice_at_the_kink_decides_whether_a_relu_unit_learns(lecture):
     nets = [network([[[0.0]]], output=ReLU(slope)) for slope in (0.0, 1.0)]
     lecture.expect("P.relu0", [net.gradients(x, d)[0].item() for net in nets])
     for net in nets:
-        net.train(x, d, SGD(TWO["mu"]), 1)
+        net.descent(x, d, SGD(TWO["mu"])).run(1)
     assert [net.matrices[0].item() for net in nets] == [0.0, TWO["mu"]]
 
 

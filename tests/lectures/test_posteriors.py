@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from manualbp.explain.fitting import rows
+from manualbp.explain.examples import rows
 from manualbp.explain.networks import float64
 from manualbp.explain.registry import topics
 from manualbp.explain.topics import posteriors

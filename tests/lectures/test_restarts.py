@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from manualbp.explain.examples import descent
 from manualbp.explain.networks import float64
 from manualbp.explain.page import as_numbers
 from manualbp.explain.topics.logistic_regression import logistic, two_classes
@@ -85,6 +84,6 @@ def test_a_convex_error_ends_at_one_point_from_wherever_it_begins():
     ends = []
     for w in ((0.0, 0.0), (2.0, -3.0)):
         net = logistic(*w)
-        descent(net, x, t, SGD(0.2)).run(1500)
+        net.descent(x, t, SGD(0.2)).run(1500)
         ends.append(net.params.flat)
     assert_close(*ends, rtol=1e-9, atol=0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from manualbp.explain.examples import descent, numbers, xor_descent
+from manualbp.explain.examples import numbers, xor_descent
 from manualbp.explain.networks import float64
 from manualbp.explain.page import as_numbers
 from manualbp.explain.topics.training_modes import (
@@ -25,7 +25,7 @@ from manualbp.training.descent import Descent
 
 def a_sigmoid_unit() -> Descent:
     unit, x, t = sigmoid_unit()
-    return descent(unit, x, t, SGD(0.5))
+    return unit.descent(x, t, SGD(0.5))
 
 
 @pytest.mark.figures("Z.sigmoid_unit")
@@ -39,7 +39,7 @@ def test_gradient_of_a_sigmoid_unit_over_a_set(lecture):
 def test_the_error_of_a_set_is_a_sum_and_so_is_its_gradient():
     """IISc: E = Σ_n E^n."""
     unit, x, t = sigmoid_unit()
-    parts = [descent(unit, x[d : d + 1], t[d : d + 1], SGD()) for d in range(4)]
+    parts = [unit.descent(x[d : d + 1], t[d : d + 1], SGD()) for d in range(4)]
     whole = a_sigmoid_unit()
     assert sum(part.error() for part in parts) == pytest.approx(whole.error(), rel=1e-15)
     total = torch.stack([numbers(part.gradients()) for part in parts]).sum(0)

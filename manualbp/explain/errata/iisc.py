@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from manualbp.explain.errata.entry import erratum, wording
-from manualbp.explain.examples import xor_descent
-from manualbp.explain.fitting import descend, rows
+from manualbp.explain.examples import rows, xor_descent
 from manualbp.explain.networks import flat, float64, values_and_slopes
 from manualbp.explain.page import Page
 from manualbp.explain.topics.costs import (
@@ -343,10 +342,10 @@ wording(
 )
 def _(page: Page) -> None:
     x, t = two_classes()
-    ends = [
-        rows(descend(logistic(*start), x, t, eta=0.1, updates=500).params)[0]
-        for start in ((0.0, 0.0), (-2.0, 3.0))
-    ]
+    nets = [logistic(0.0, 0.0), logistic(-2.0, 3.0)]
+    for net in nets:
+        net.descent(x, t, SGD(0.1)).run(500)
+    ends = [rows(net.params)[0] for net in nets]
     page.line(
         "w of logistic regression, 500 updates from (0, 0)",
         "",

@@ -40,7 +40,7 @@ def shallow() -> tuple[Network, Tensor, Tensor]:
     right="∇J = -(y - ŷ) ∇ŷ, as J = ½ (y - ŷ)² falls where ŷ comes closer to y.",
 )
 def _(page: Page) -> None:
-    errors = deep().train(X, Y, SGD(ALPHA), 10)
+    errors = deep().descent(X, Y, SGD(ALPHA)).errors(10)
     page.line(
         "J after 0, 1, 2, 5, 10 updates, right sign",
         "",
@@ -48,7 +48,7 @@ def _(page: Page) -> None:
         equals=figure("K.J_traj").value[:5],
         because="the figure K.J_traj",
     )
-    errors = deep().train(X, Y, SGD(-ALPHA), 10)
+    errors = deep().descent(X, Y, SGD(-ALPHA)).errors(10)
     page.line(
         "J after 0, 1, 2, 5, 10 updates, sign as printed",
         "",
@@ -97,17 +97,17 @@ def _(page: Page) -> None:
 )
 def _(page: Page) -> None:
     net = deep()
-    against = net.copy().train(X, Y, SGD(ALPHA))[1]
+    against = net.copy().descent(X, Y, SGD(ALPHA)).errors(1)[1]
     page.line("J after a step against ∇J, W - α ∇J", "", against, figure="K.J_after1")
     page.line(
         "J after a step along ∇J, W + α ∇J",
         "",
-        net.copy().train(X, Y, SGD(-ALPHA))[1],
+        net.copy().descent(X, Y, SGD(-ALPHA)).errors(1)[1],
         figure="K.J_after1_literal",
     )
     lengths: list[float] = []
     for updates in (0, 200):
-        net.train(X, Y, SGD(ALPHA), updates)
+        net.descent(X, Y, SGD(ALPHA)).errors(updates)
         lengths.append(sum(float((w * w).sum()) for w in net.gradients(X, Y)) ** 0.5)
     page.claim(
         "Where J is smallest the gradient is 0.",

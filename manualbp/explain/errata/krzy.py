@@ -190,8 +190,8 @@ def _(page: Page) -> None:
 )
 def _(page: Page) -> None:
     unit, x, t = sigmoid_unit()
-    before, down = unit.copy().train(x, t, SGD(0.5))
-    _, up = unit.copy().train(x, t, SGD(-0.5))
+    before, down = unit.copy().descent(x, t, SGD(0.5)).errors(1)
+    _, up = unit.copy().descent(x, t, SGD(-0.5)).errors(1)
     page.line(
         "E before the step",
         "",

@@ -50,13 +50,13 @@ def _(page: Page) -> None:
     page.line(
         "E after Δω = -μ e y_j",
         "½ e²",
-        net.copy().train(x, d, SGD(mu))[1],
+        net.copy().descent(x, d, SGD(mu)).errors(1)[1],
         figure="P.neuron.E_after1",
     )
     page.line(
         "E after Δω = +μ e y_j",
         "½ e²",
-        net.copy().train(x, d, SGD(-mu))[1],
+        net.copy().descent(x, d, SGD(-mu)).errors(1)[1],
         figure="P.neuron.E_after1_eq11_literal",
     )
 
@@ -257,7 +257,7 @@ wording(
 def _(page: Page) -> None:
     for x, mu, grows in (([0.06, 0.08], 190, False), ([60.0, 80.0], 0.00021, True)):
         net = network([[[0.0], [0.0]]])
-        errors = net.train(float64([x]), float64([[1.0]]), SGD(mu), 100)
+        errors = net.descent(float64([x]), float64([[1.0]]), SGD(mu)).errors(100)
         limit = 2 / (x[0] ** 2 + x[1] ** 2)
         page.claim(
             f"|x| = {(x[0] ** 2 + x[1] ** 2) ** 0.5:g}: μ = {mu:g} "
@@ -276,5 +276,5 @@ def _(page: Page) -> None:
 
 def _error_after(updates: int) -> float:
     net, x, d = neuron()
-    net.train(x, d, SGD(NEURON["mu"]), updates)
+    net.descent(x, d, SGD(NEURON["mu"])).run(updates)
     return float(net.output_error(x, d))

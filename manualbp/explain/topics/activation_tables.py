@@ -142,7 +142,7 @@ def activations(page: Page) -> None:
         figure="P.relu0",
     )
     for net in (closed, half_open):
-        net.train(one, one, SGD(0.1), 1)
+        net.descent(one, one, SGD(0.1)).run(1)
     page.line(
         "ω after a step, μ = 0.1",
         "ω - μ ∂E/∂ω",

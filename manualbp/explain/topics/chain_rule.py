@@ -286,7 +286,8 @@ def draw_graph(y: Node) -> Picture:
         for i, node in enumerate(nodes):
             place[node] = (2.0 * c, (len(nodes) - 1) / 2 - i)
     picture, axes = chart(9, 5)
-    arrow = {"arrowstyle": "->", "color": "0.5", "shrinkA": 22, "shrinkB": 30}  # it ends beside the box
+    # An arrow begins and ends beside the boxes.
+    arrow = {"arrowstyle": "->", "color": "0.5", "shrinkA": 22, "shrinkB": 30}
     for b in order:
         for a in b.inputs:
             axes.annotate("", place[b], place[a], arrowprops=arrow)

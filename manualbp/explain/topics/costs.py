@@ -11,7 +11,6 @@ from matplotlib.figure import Figure as Picture
 from torch import Tensor
 
 from manualbp.checks.differences import central_differences
-from manualbp.explain.fitting import descent
 from manualbp.explain.networks import Network, float64, jacobian, nested, values_and_slopes
 from manualbp.explain.page import CLOSE, Page, close
 from manualbp.explain.registry import topic
@@ -26,6 +25,7 @@ from manualbp.losses import (
     MSELoss,
     Penalty,
 )
+from manualbp.optimizers import SGD
 from manualbp.parameters import Parameters
 
 ETA = 0.5
@@ -138,9 +138,10 @@ def shrinking(eta: float) -> tuple[Tensor, Tensor, float]:
     params = Parameters.zeros(model.shapes(), dtype=torch.float64)
     params.named()["0.weight"].copy_(float64(data["W"]))
     zeros = torch.zeros(1, 2, dtype=torch.float64)
-    way = descent(Network(model, params), zeros, zeros, eta=eta, penalty=Penalty(data["lam"]))
-    before = next(way).params.named()["0.weight"].clone()
-    return before, next(way).params.named()["0.weight"], data["lam"]
+    weight = params.named()["0.weight"]
+    before = weight.clone()
+    Network(model, params).descent(zeros, zeros, SGD(eta), penalty=Penalty(data["lam"])).run(1)
+    return before, weight, data["lam"]
 
 
 def penalty_of_weights() -> float:

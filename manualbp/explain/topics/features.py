@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure as Picture
 from torch import Tensor
 
-from manualbp.explain.fitting import descend, descent, linear_model, rows
+from manualbp.explain.examples import linear_model, rows
 from manualbp.explain.networks import Network, float64, nested
 from manualbp.explain.page import Page
 from manualbp.explain.registry import topic
@@ -18,6 +17,7 @@ from manualbp.explain.topics.logistic_regression import TWO_CLASSES, maximum_lik
 from manualbp.layers import Linear, Sequential, Tanh
 from manualbp.lectures import setting
 from manualbp.losses import AnyLoss, HalfSquaredError
+from manualbp.optimizers import SGD
 from manualbp.parameters import Parameters
 
 HIDDEN = ("0.weight", "0.bias")
@@ -132,7 +132,7 @@ def _frozen(page: Page) -> None:
         equals=[[0.0, 0.0, 0.0]],
         because="XOR has no line: the best is y = ½ for all",
     )
-    descend(net, x, t, eta=ETA, updates=5000, frozen=HIDDEN)
+    net.descent(x, t, SGD(ETA), frozen=HIDDEN).run(5000)
     page.line(
         "(b², w²_1, w²_2), on φ",
         f"w²_j - η Σ_n (y_n - t_n) φ_nj, 5000 times with η = {ETA}",
@@ -150,7 +150,8 @@ def _frozen(page: Page) -> None:
 
 def _all_four(page: Page) -> None:
     x, t = xor()
-    net = descend(xor_network(), x, t, eta=ETA, updates=UPDATES)
+    net = xor_network()
+    net.descent(x, t, SGD(ETA)).run(UPDATES)
     phi = learned_features(net, x)
     y = net.predict(x).sigmoid()
     page.heading("With the features learned")
@@ -209,7 +210,7 @@ def _regression(page: Page) -> None:
         f"max |∂E/∂W²| = {of_output:.0e}, max |∂E/∂W¹| = {of_features:.2f}",
     )
     before = net.error(x, t)
-    descend(net, x, t, eta=ETA_OF_CURVE, updates=UPDATES_OF_CURVE)
+    net.descent(x, t, SGD(ETA_OF_CURVE)).run(UPDATES_OF_CURVE)
     after = net.error(x, t)
     page.claim(
         f"After {UPDATES_OF_CURVE} updates of all four the error is a fiftieth or less.",
@@ -231,7 +232,8 @@ def is_separated(net: Network, x: Tensor, t: Tensor) -> bool:
 
 def _draw_xor() -> Picture:
     x, t = xor()
-    net = descend(xor_network(), x, t, eta=ETA, updates=UPDATES)
+    net = xor_network()
+    net.descent(x, t, SGD(ETA)).run(UPDATES)
     picture = Picture(figsize=(8.0, 3.8), layout="constrained")
     panels: Any = picture.subplots(1, 2)
     seen = (
@@ -255,9 +257,10 @@ def _draw_curve() -> Picture:
     grid = torch.linspace(-3.2, 3.2, 200, dtype=torch.float64).unsqueeze(1)
     picture = Picture(figsize=(8.0, 3.4), layout="constrained")
     panels: Any = picture.subplots(1, 2, sharey=True)
-    way = descent(curve_network(), x, t, eta=ETA_OF_CURVE)
+    net = curve_network()
+    training = net.descent(x, t, SGD(ETA_OF_CURVE))
     for axes, updates in zip(panels, (0, UPDATES_OF_CURVE), strict=True):
-        net = next(islice(way, max(updates - 1, 0), None))
+        training.run(updates)
         features = learned_features(net, grid)
         axes.plot(grid, features, color="tab:gray", linewidth=0.8, label=["φ_j", "", ""])
         axes.plot(grid, net.predict(grid), color="tab:red", linewidth=2, label="y")

@@ -840,7 +840,9 @@ WRITTEN: Mapping[type[AnyLayer], Written] = {
 
 def _register(cls: type[AnyLayer]) -> None:
     written = WRITTEN.get(cls, Written())
-    topic(topic_name(cls), topic_title(cls, written.title), *written.rows)(lambda page: write_layer(page, cls))
+    topic(topic_name(cls), topic_title(cls, written.title), *written.rows)(
+        lambda page: write_layer(page, cls)
+    )
 
 
 for found in layers():

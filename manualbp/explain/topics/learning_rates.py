@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure as Picture
 from torch import Tensor
 
-from manualbp.explain.examples import descent, linear_neuron, worked_example_descent
+from manualbp.explain.examples import linear_neuron, worked_example_descent
 from manualbp.explain.networks import float64
 from manualbp.explain.page import Page
 from manualbp.explain.pictures import chart, charts
@@ -72,7 +72,7 @@ def validation_errors(eta: float, epochs: int = 20) -> RateScore:
     for fold in range(FOLDS):
         held_out = place % FOLDS == fold
         net = linear_neuron([0.0, 0.0])
-        training = descent(net, points[~held_out], targets[~held_out], SGD(eta), batch_size=1)
+        training = net.descent(points[~held_out], targets[~held_out], SGD(eta), batch_size=1)
         training.run(epochs)
         error, _ = MSELoss().forward(net.predict(points[held_out]), targets[held_out])
         found.append(float(error))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice
 from typing import Any, cast
 
 import torch
@@ -16,7 +15,7 @@ from matplotlib.figure import Figure as Picture
 from torch import Tensor
 
 from manualbp.errors import UsageError
-from manualbp.explain.fitting import descent, features, linear_model, rows
+from manualbp.explain.examples import features, linear_model, rows
 from manualbp.explain.networks import Network, float64, nested
 from manualbp.explain.page import CLOSE, Page
 from manualbp.explain.registry import topic
@@ -24,6 +23,7 @@ from manualbp.explain.topics.logistic_regression import K_CLASSES, maximum_likel
 from manualbp.layers import Softmax
 from manualbp.lectures import figure, setting
 from manualbp.losses import HalfSquaredError
+from manualbp.optimizers import SGD
 from manualbp.parameters import Parameters
 
 OUTLIERS = ("without", "with")
@@ -102,10 +102,12 @@ def softmax_until_right(x: Tensor, classes: Tensor, most: int = 10_000) -> tuple
     Raises UsageError if that takes more than `most` updates.
     """
     start = torch.zeros(int(classes.max()) + 1, 1 + x.shape[1], dtype=torch.float64)
-    way = descent(linear_model(start, K_CLASSES), x, classes, eta=ETA)
-    for updates, net in enumerate(islice(way, most + 1)):
+    net = linear_model(start, K_CLASSES)
+    training = net.descent(x, classes, SGD(ETA))
+    for updates in range(most + 1):
         if right(net, x, classes) == len(x):
             return net, updates
+        training.run(1)
     raise UsageError(f"after {most} updates some examples are still wrong: more are needed")
 
 
@@ -191,8 +193,8 @@ def _outliers(page: Page) -> None:
     )
     page.picture(
         "outliers",
-        "Outputs (black) and boundaries (red) of least squares (dashed) and logistic regression without and "
-        "with three far points of class 1. Only the first moves.",
+        "Outputs (black) and boundaries (red) of least squares (dashed) and logistic regression "
+        "without and with three far points of class 1. Only the first moves.",
         _draw_outliers,
     )
 

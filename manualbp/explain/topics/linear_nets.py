@@ -77,7 +77,7 @@ def lms(page: Page) -> None:
         tolerance=1e-8,
     )
     stepped = net.copy()
-    _, after = stepped.train(x, d, SGD(mu))
+    _, after = stepped.descent(x, d, SGD(mu)).errors(1)
     change = (stepped.matrices[0] - net.matrices[0]).view(-1)
     page.line(
         "Δω_j",
@@ -87,7 +87,7 @@ def lms(page: Page) -> None:
         figure="P.neuron.dw",
     )
     page.line("E after it", "½ (y - d)²", after, numbers="½ · (-0.5)²", figure="P.neuron.E_after1")
-    _, uphill = neuron(given["omega"]).train(x, d, SGD(-mu))
+    _, uphill = neuron(given["omega"]).descent(x, d, SGD(-mu)).errors(1)
     page.claim(
         """The sign matters. The lecture defines e = y - d and later writes Δω = μ e x, which needs
         e = d - y. Taken together, literally, the two make E rise.""",
@@ -128,7 +128,7 @@ def lms(page: Page) -> None:
     }
     for rate, expected in zip(RATES, figure("P.neuron.stability").value, strict=True):
         trained = net.copy()
-        trained.train(x, d, SGD(rate), 200)
+        trained.descent(x, d, SGD(rate)).run(200)
         page.line(
             f"|e_200|, μ = {rate}",
             "|1 - μ |x|²|^200",
@@ -165,7 +165,7 @@ def _stream(page: Page) -> None:
     for epochs in count(1):
         for x, d in rows:
             y, e = net.predict(x).item(), net.output_error(x, d).item()
-            net.train(x, d, SGD(given["mu"]))
+            net.descent(x, d, SGD(given["mu"])).run(1)
             path.append(flat(net.matrices[0]))
             if epochs == 1:
                 shown = [f"({a:g}, {b:g})" for a, b in (flat(x), path[-1])]
@@ -294,7 +294,7 @@ def linear_nets(page: Page) -> None:
     nets = {"one layer": single, "two layers": net}
     moved = {name: each.copy() for name, each in nets.items()}
     for each in moved.values():
-        each.train(x, d, SGD(mu))
+        each.descent(x, d, SGD(mu)).run(1)
     one, two = (each.collapsed().matrices[0] for each in moved.values())
     figures = figure("P.collapse_learning").value
     because = "the figure P.collapse_learning"
@@ -332,7 +332,7 @@ def error_signals(net: Network, x: Tensor, d: Tensor, mu: float, steps: int) -> 
     """Return e before each step on one pair and after the last."""
     signals = [net.output_error(x, d).item()]
     for _ in range(steps):
-        net.train(x, d, SGD(mu))
+        net.descent(x, d, SGD(mu)).run(1)
         signals.append(net.output_error(x, d).item())
     return signals
 
@@ -342,7 +342,7 @@ def largest_safe_rate(net: Network, x: Tensor, d: Tensor) -> float:
     low, high = 0.0, 1.0
     for _ in range(34):
         middle = (low + high) / 2
-        before, after = net.copy().train(x, d, SGD(middle))
+        before, after = net.copy().descent(x, d, SGD(middle)).errors(1)
         low, high = (middle, high) if after < before else (low, middle)
     return low
 
@@ -376,7 +376,7 @@ def draw_learning(nets: dict[str, Network], x: Tensor, d: Tensor, mu: float) -> 
     """Draw E over the updates of each network."""
     picture, axes = chart()
     for name, net in nets.items():
-        axes.plot(net.train(x, d, SGD(mu), 30), marker=".", label=name)
+        axes.plot(net.descent(x, d, SGD(mu)).errors(30), marker=".", label=name)
     axes.set(xlabel="update", ylabel="E", yscale="log")
     axes.legend()
     return picture

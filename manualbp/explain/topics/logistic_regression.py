@@ -6,7 +6,6 @@ Sigmoid and softmax are inside the losses, which take the logits a.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 from math import log
 from typing import Any
 
@@ -16,13 +15,14 @@ from torch import Tensor
 
 from manualbp.checks.differences import central_differences
 from manualbp.errors import UsageError
-from manualbp.explain.fitting import descend, descent, features, linear_model, rows
+from manualbp.explain.examples import features, linear_model, rows
 from manualbp.explain.networks import Network, float64, nested
 from manualbp.explain.page import Page
 from manualbp.explain.registry import topic
 from manualbp.layers import Linear, Sequential, Sigmoid, Softmax
 from manualbp.lectures import figure, setting
 from manualbp.losses import BCEWithLogitsLoss, CrossEntropyLoss
+from manualbp.optimizers import SGD
 from manualbp.parameters import Parameters
 
 TWO_CLASSES = BCEWithLogitsLoss("sum")
@@ -99,10 +99,11 @@ def separable_descent(updates: Sequence[int]) -> list[list[float]]:
     x, t = float64(data["x"]).unsqueeze(1), float64(data["t"]).unsqueeze(1)
     model = Sequential(Linear(1, 1, bias=False))
     net = Network(model, Parameters.zeros(model.shapes(), dtype=torch.float64), TWO_CLASSES)
+    training = net.descent(x, t, SGD(data["eta"]))
     found: list[list[float]] = []
     made = 0
     for n in updates:
-        descend(net, x, t, eta=data["eta"], updates=n - made)
+        training.run(n - made)
         made = n
         found.append([n, float(net.matrices[0]), net.error(x, t)])
     return found
@@ -219,7 +220,8 @@ def _maximum(page: Page) -> None:
         f"max |∂E/∂w| = {largest:.1e}",
     )
     for start in STARTS:
-        net = descend(logistic(*start), x, t, eta=0.1, updates=5000)
+        net = logistic(*start)
+        net.descent(x, t, SGD(0.1)).run(5000)
         page.line(
             f"w from {start}",
             "w - η Φᵀ(y - t), 5000 times with η = 0.1",
@@ -330,7 +332,7 @@ def _k_classes(page: Page) -> None:
 
     page.heading("A hundred updates")
     data = setting("LOGREGK")
-    descend(net, x, t, eta=data["eta"], updates=100)
+    net.descent(x, t, SGD(data["eta"])).run(100)
     page.line(
         "W",
         "W - η (Y - T)ᵀΦ, 100 times with η = 0.1",
@@ -377,8 +379,12 @@ def _draw_surface() -> Picture:
     levels = [2.5, 2.6, 2.8, 3.2, 4, 5, 7, 10, 14]
     axes.clabel(axes.contour(w0, w1, error_surface(w0, w1).T, levels=levels), fontsize=7)
     for start, color in zip(STARTS, ("tab:red", "tab:orange"), strict=True):
-        way = islice(descent(logistic(*start), x, t, eta=0.1), DRAWN)
-        path = [nested(rows(net.params).flatten()) for net in way]
+        net = logistic(*start)
+        training = net.descent(x, t, SGD(0.1))
+        path: list[list[float]] = []
+        for _ in range(DRAWN):
+            path.append(nested(rows(net.params).flatten()))
+            training.run(1)
         axes.plot(*zip(*path, strict=True), "o-", color=color, markersize=2.5, linewidth=1)
     best = nested(rows(maximum_likelihood(x, t).params).flatten())
     axes.plot(*best, "k*", markersize=11, label="maximum likelihood")
@@ -404,7 +410,7 @@ def _draw_separable() -> Picture:
 def _draw_classes() -> Picture:
     x, t = three_classes()
     net = linear_model(torch.zeros(3, 3, dtype=torch.float64), K_CLASSES)
-    descend(net, x, t, eta=setting("LOGREGK")["eta"], updates=100)
+    net.descent(x, t, SGD(setting("LOGREGK")["eta"])).run(100)
     first, second = torch.linspace(-0.7, 3.7, 200), torch.linspace(-0.7, 3.7, 200)
     grid = torch.cartesian_prod(first, second).double()
     regions = net.predict(grid).argmax(1).view(200, 200)

@@ -185,7 +185,7 @@ def backprop_step_by_step(page: Page) -> None:
         """Only now do the weights change, all at once: W_l ← W_l - α ∂J/∂W_l. Had W_4 changed
         before r_3 was formed, r_3 would not be the factor of the net that gave ŷ."""
     )
-    down, up = (net.copy().train(x, y, SGD(rate), 100) for rate in (alpha, -alpha))
+    down, up = (net.copy().descent(x, y, SGD(rate)).errors(100) for rate in (alpha, -alpha))
     page.line("J after 1 update", "½ (y - ŷ)²", down[1], figure="K.J_after1")
     page.line(
         "J after 0, 1, 2, 5, 10, 50, 100",
@@ -329,14 +329,14 @@ def deep_networks(page: Page) -> None:
 
     page.heading("A hundred layers learn")
     target = float64([[0.7]])
-    losses = deep.copy().train(x, target, SGD(0.1), 10)
+    losses = deep.copy().descent(x, target, SGD(0.1)).errors(10)
     page.claim(
         "10 updates of the 100 rotating tanh layers, α = 0.1, bring ŷ close to its target 0.7.",
         losses[-1] < 0.01 * losses[0],
         f"J = {losses[0]:.4g} before, {losses[-1]:.4g} after",
     )
     still = sigmoid.copy()
-    still.train(x, target, SGD(0.1), 10)
+    still.descent(x, target, SGD(0.1)).run(10)
     page.claim(
         "In the sigmoid net the same 10 updates leave W_1 as it was, to the last bit.",
         torch.equal(still.matrices[0], sigmoid.matrices[0]),

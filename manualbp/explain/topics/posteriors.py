@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from math import sqrt
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from matplotlib.figure import Figure as Picture
 from torch import Tensor
 
-from manualbp.explain.fitting import descend, descent, linear_model, rows
+from manualbp.explain.examples import linear_model, rows
 from manualbp.explain.networks import Network, float64, nested
 from manualbp.explain.page import Page
 from manualbp.explain.registry import topic
@@ -18,6 +17,7 @@ from manualbp.explain.topics.least_squares import least_squares, one_hot
 from manualbp.explain.topics.logistic_regression import K_CLASSES, maximum_likelihood
 from manualbp.layers import Linear, Sequential, Softmax
 from manualbp.lectures import setting
+from manualbp.optimizers import SGD
 from manualbp.parameters import Parameters
 
 ETA = 0.1
@@ -52,7 +52,8 @@ def probabilities(net: Network, x: Tensor) -> Tensor:
 def learned(table: Tensor) -> tuple[Network, Tensor]:
     """Return the network trained on the counts, and its outputs, a row for each x."""
     x, classes = examples(table)
-    net = descend(untrained(table), x, classes, eta=ETA, updates=UPDATES)
+    net = untrained(table)
+    net.descent(x, classes, SGD(ETA)).run(UPDATES)
     return net, probabilities(net, torch.eye(len(table), dtype=torch.float64))
 
 
@@ -145,7 +146,7 @@ def _frequencies(page: Page) -> None:
     page.say("And a stiffer model, whose logits a_k = w_k0 + w_k1 x are straight lines?")
     straight = x @ torch.arange(float(len(table)), dtype=torch.float64).unsqueeze(1)
     stiff = linear_model(torch.zeros(3, 2, dtype=torch.float64), K_CLASSES)
-    descend(stiff, straight, classes, eta=0.01, updates=UPDATES)
+    stiff.descent(straight, classes, SGD(0.01)).run(UPDATES)
     outputs = probabilities(stiff, straight)
     page.line(
         "Σ_n y_nk",
@@ -196,8 +197,13 @@ def _draw_frequencies() -> Picture:
     table = counts()
     x, classes = examples(table)
     units = torch.eye(len(table), dtype=torch.float64)
-    way = islice(descent(untrained(table), x, classes, eta=ETA), 41)
-    outputs = torch.stack([probabilities(net, units) for net in way])
+    net = untrained(table)
+    training = net.descent(x, classes, SGD(ETA))
+    seen: list[Tensor] = []
+    for _ in range(41):
+        seen.append(probabilities(net, units))
+        training.run(1)
+    outputs = torch.stack(seen)
     picture = Picture(figsize=(8.0, 3.0), layout="constrained")
     panels: Any = picture.subplots(1, len(table), sharey=True)
     for j, axes in enumerate(panels):

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from matplotlib.figure import Figure as Picture
 
-from manualbp.explain.examples import descent, linear_neuron, numbers
+from manualbp.explain.examples import linear_neuron, numbers
 from manualbp.explain.networks import float64
 from manualbp.explain.page import Page
 from manualbp.explain.pictures import chart
@@ -54,7 +54,7 @@ def early_descent() -> Descent:
     """Return the training of a linear neuron that learns a rule first and noise later."""
     example = setting("EARLY")
     x, d = float64(example["Xtrain"]), float64(example["dtrain"]).unsqueeze(1)
-    return descent(linear_neuron(example["w0"]), x, d, SGD(example["eta"]))
+    return linear_neuron(example["w0"]).descent(x, d, SGD(example["eta"]))
 
 
 def early_curves(epochs: int) -> Curves:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from manualbp.explain.examples import (
-    descent,
     filled,
     linear_neuron,
     numbers,
@@ -75,7 +74,7 @@ def neuron(
     """Return the training of a linear neuron that begins with weights of 0."""
     net = linear_neuron([0.0] * len(x[0]), HalfSquaredError(reduction))
     rule = SGD(eta)
-    return descent(net, float64(x), float64(target).unsqueeze(1), rule, batch_size=batch_size)
+    return net.descent(float64(x), float64(target).unsqueeze(1), rule, batch_size=batch_size)
 
 
 def equal_patterns(eta: float, mode: str) -> Descent:
@@ -129,7 +128,7 @@ def online_and_batch(page: Page) -> None:
 
 def _one_unit(page: Page) -> None:
     unit, x, t = sigmoid_unit()
-    training = descent(unit, x, t, SGD())
+    training = unit.descent(x, t, SGD())
     o, g = training.outputs(), numbers(training.gradients())
     expected = figure("Z.sigmoid_unit").value
     because = "the figure Z.sigmoid_unit"
@@ -155,7 +154,7 @@ def _one_unit(page: Page) -> None:
         equals=expected[2],
         because=because,
     )
-    one_by_one = [descent(unit, x[d : d + 1], t[d : d + 1], SGD()) for d in range(len(x))]
+    one_by_one = [unit.descent(x[d : d + 1], t[d : d + 1], SGD()) for d in range(len(x))]
     page.line(
         "Σ_d ∂E_d/∂w_i",
         "∂E/∂w_i, as E = Σ_d E_d",
