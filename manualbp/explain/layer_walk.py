@@ -31,10 +31,17 @@ DOCSTRING_WIDTH = 96
 """Columns of a docstring in a class: the project's 100 without the indent."""
 KINK = 1e-4
 """A jump of the slope, as a part of the largest dy; a curve alone makes a millionth."""
-SHORT_NAMES = {"weight": "W", "bias": "b"}
-SHORT_NAMES |= {"0.weight": "W_1", "0.bias": "b_1", "2.weight": "W_3", "2.bias": "b_3"}
-SHORT_NAMES |= {"inner.0.weight": "W", "inner.0.bias": "b"}
-SHORT_NAMES |= {f"d{name}": f"d{short}" for name, short in SHORT_NAMES.items()}
+OF_PARAMETERS = {
+    "weight": "W",
+    "bias": "b",
+    "0.weight": "W_1",
+    "0.bias": "b_1",
+    "2.weight": "W_3",
+    "2.bias": "b_3",
+    "inner.0.weight": "W",
+    "inner.0.bias": "b",
+}
+SHORT_NAMES = OF_PARAMETERS | {f"d{name}": f"d{short}" for name, short in OF_PARAMETERS.items()}
 """What equations call a parameter and its gradient; layer 0 of a network is the first, f_1."""
 
 

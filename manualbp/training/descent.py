@@ -15,6 +15,8 @@ from manualbp.parameters import Parameters
 from manualbp.recording import capture
 from manualbp.training.step import TrainingStep
 
+FEW = 50
+"""So many updates are made as they stand: to record a step pays only where it is made often."""
 AT_ONCE = 10
 """Updates that are recorded as one piece in offline training of LONG or more epochs. To record them
 takes a tenth of a second, and then each is a quarter faster."""
@@ -48,15 +50,17 @@ class Descent:
         )
         self._table: list[tuple[float, ...]] = []
         self._coefficients = params.flat.new_empty(0)
-        self._make_updates = capture(self._plain_updates)
-        self._error = capture(self._plain_error)
+        self._recorded_updates = capture(self._plain_updates)
+        self._recorded_error = capture(self._plain_error)
 
     def run(self, epochs: int) -> None:
         """Train for so many epochs more."""
         at_once = AT_ONCE if len(self._batches) == 1 and epochs >= LONG else 1
         for size in (*repeat(at_once, epochs // at_once), *repeat(1, epochs % at_once)):
             for x, target in self._batches:
-                self._make_updates(x, target, self._next_coefficients(size))
+                few = self.updates < FEW
+                make = self._plain_updates if few else self._recorded_updates
+                make(x, target, self._next_coefficients(size))
 
     def errors(self, epochs: int) -> list[float]:
         """Train for so many epochs more; return E before the first and after each."""
@@ -76,11 +80,12 @@ class Descent:
 
     def error(self) -> float:
         """Return E over all examples, at the parameters as they are now."""
-        return self._error(self.x, self.target).item()
+        return self.error_on(self.x, self.target)
 
     def error_on(self, x: Tensor, target: Tensor) -> float:
         """Return E over other examples, for instance those set aside for validation."""
-        return self._error(x, target).item()
+        error = self._plain_error if self.updates < FEW else self._recorded_error
+        return error(x, target).item()
 
     def outputs(self) -> Tensor:
         """Return the outputs y (N, ...) for all examples."""
