@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from manualbp.errors import UsageError
+from manualbp.explain import command
 from manualbp.explain.net_page import LOSSES, network_page
 from manualbp.explain.page import Given, Line, Page, Paragraph
 from manualbp.explain.worked import example, quantities
@@ -300,3 +301,9 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
         walked(values=tmp_path / "values.txt")
     with pytest.raises(UsageError, match="cannot be read"):
         walked(values=tmp_path / "values.json")
+
+
+def test_the_file_that_the_readme_shows_is_the_worked_example(file: Any) -> None:
+    readme = Path(command.__file__).with_name("README.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^```json\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    assert [json.loads(text) for text in shown] == [WORKED]

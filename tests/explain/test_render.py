@@ -10,6 +10,7 @@ from rich.text import Text
 
 from manualbp.explain.page import Line, Page, Printed
 from manualbp.explain.render import (
+    FIGURES,
     as_data,
     fold,
     fold_code,
@@ -17,6 +18,7 @@ from manualbp.explain.render import (
     number,
     number_block,
     page_lines,
+    remarks,
     verdict,
 )
 
@@ -215,3 +217,23 @@ def test_as_data_a_page_keeps_every_item_and_is_json() -> None:
 
 def test_a_page_without_checks_says_so() -> None:
     assert verdict(Page()) == Text("Nothing to check.", "green")
+
+
+def test_numbers_beside_lists_stand_on_one_line_if_there_is_room():
+    mixed = [6.0, 11.0, [5.0, 2.0], -3.0]
+    assert number_block(mixed, 40) == ["[ 6  11  [ 5  2 ]  -3 ]"]
+    assert number_block(mixed, 12) == ["[0] 6", "[1] 11", "[2] [ 5  2 ]", "[3] -3"]
+
+
+def test_what_a_figure_is_stands_below_a_page_that_names_one():
+    page = Page()
+    page.line("y", "", 1.0, equals=1.0, because="counting")
+    assert remarks(page) == []
+    page.line("y", "", 0.0, figure="P.neuron.y")
+    assert [line.plain for line in remarks(page)] == [FIGURES]
+
+
+def test_a_table_has_no_minus_zero():
+    page = Page()
+    page.table(["x"], [[-0.0], [-1.5]])
+    assert page.items[-1].rows == (("0",), ("-1.5",))

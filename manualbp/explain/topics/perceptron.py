@@ -12,7 +12,7 @@ from torch import Tensor
 
 from manualbp.explain.examples import xor_descent
 from manualbp.explain.networks import flat
-from manualbp.explain.page import Page
+from manualbp.explain.page import Page, Value
 from manualbp.explain.registry import topic
 from manualbp.layers import AnyLayer, Linear, Sequential, Step
 from manualbp.lectures import figure, setting
@@ -237,13 +237,17 @@ def _rate(page: Page, x: list[Vector], t: list[Number], learning: Learning) -> N
     )
     tenth = learn(x, t, rate=0.1, exact=True)
     expected = figure("Z.AND.eta").value
-    page.line(
-        "epochs, updates with η = 1/10, exact",
-        "",
-        [tenth.epochs, tenth.updates],
-        equals=expected[0],
-        because="the figure Z.AND.eta",
-    )
+
+    def line(name: str, found: Learning, expected: Value) -> None:
+        page.line(
+            f"epochs, updates with {name}",
+            "",
+            [found.epochs, found.updates],
+            equals=expected,
+            because="the figure Z.AND.eta",
+        )
+
+    line("η = 1/10, exact", tenth, expected[0])
     page.claim(
         "With η = 1/10 in exact fractions every w and b is a tenth of that with η = 1.",
         [[10 * n for n in (*s.w, s.b)] for s in tenth.states]
@@ -251,13 +255,7 @@ def _rate(page: Page, x: list[Vector], t: list[Number], learning: Learning) -> N
         f"b ends at {tenth.b}",
     )
     rounded = learn(x, t, rate=0.1)
-    page.line(
-        "epochs, updates with η = 0.1 in float64",
-        "",
-        [rounded.epochs, rounded.updates],
-        equals=expected[1],
-        because="the figure Z.AND.eta",
-    )
+    line("η = 0.1 in float64", rounded, expected[1])
     pairs = list(zip(tenth.rows, rounded.rows, strict=False))
     part = next(n for n, (a, b) in enumerate(pairs) if a.y != b.y)
     exact, other = pairs[part]
@@ -275,14 +273,7 @@ def _rate(page: Page, x: list[Vector], t: list[Number], learning: Learning) -> N
         exact.a == 0 and other.a != 0 and abs(other.a) < 1e-15,
         f"b ends at {rounded.b!r}",
     )
-    half = learn(x, t, rate=0.5)
-    page.line(
-        "epochs, updates with η = 0.5 in float64",
-        "",
-        [half.epochs, half.updates],
-        equals=expected[2],
-        because="the figure Z.AND.eta",
-    )
+    line("η = 0.5 in float64", learn(x, t, rate=0.5), expected[2])
     page.say("1 and 0.5 are exact in binary, so with them floats and fractions agree.")
 
 
