@@ -1,6 +1,8 @@
 """Shapes and types are checked while tests run; every device takes part."""
 
 import os
+from collections.abc import Generator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -22,8 +24,12 @@ def modules_with_shapes() -> list[str]:
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
+MISSING = [name for name in ("tyro", "beartype") if find_spec(name) is None]
+"""Pure Python that a machine with torch may lack: what tests can do without them is tested."""
+
 # Before any test imports what it tests.
-install_import_hook(modules_with_shapes(), "typechecker.check")
+if "beartype" not in MISSING:
+    install_import_hook(modules_with_shapes(), "typechecker.check")
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
@@ -34,6 +40,22 @@ def device(request: pytest.FixtureRequest) -> str:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cuda: needs a CUDA device, and is skipped without one")
+
+
+def pytest_report_header() -> list[str]:
+    return [f"{name} is not installed: some tests are left out" for name in MISSING]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    for name in MISSING:
+        if f"No module named '{name}'" in str(report.longrepr):
+            report.outcome = "skipped"
+            report.longrepr = (str(collector.path), 0, f"{name} is not installed")
+    return report
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
