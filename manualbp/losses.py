@@ -217,10 +217,10 @@ class CrossEntropyLoss(Loss[SavedCrossEntropy]):
         x = y - y.amax(axis, keepdim=True)  # p stays the same, and no exponential overflows
         exps = x.exp()
         sums = exps.sum(axis, keepdim=True)
-        log_p = x - sums.log()  # not log(p), which is -inf where p is too small for a number
         q, labels, mass, total = self._q(y, target, axis)
-        weighted = log_p if labels is None else log_p.gather(axis, labels)
-        return -(q * weighted).sum() / total, SavedCrossEntropy(exps / sums, q, labels, mass, total)
+        of_q = x if labels is None else x.gather(axis, labels)
+        log_p = of_q - sums.log()  # not log(p), which is -inf where p is too small for a number
+        return -(q * log_p).sum() / total, SavedCrossEntropy(exps / sums, q, labels, mass, total)
 
     def backward(self, saved: SavedCrossEntropy, dE: Tensor | float = 1.0) -> Tensor:
         p, q, labels, mass, total = saved

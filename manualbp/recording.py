@@ -19,14 +19,13 @@ import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 Step = Callable[..., Tensor]
 
@@ -113,15 +112,21 @@ class Call:
     kwargs: dict[str, Any]
     out: Any
 
-    @property
+    @cached_property
     def inputs(self) -> list[Tensor]:
-        return _tensors((self.args, self.kwargs))
+        return _tensors((*self.args, *self.kwargs.values()))
 
-    @property
+    @cached_property
     def outputs(self) -> list[Tensor]:
         return _tensors(self.out)
 
-    @property
+    @cached_property
+    def made(self) -> dict[int, Tensor]:
+        """Return results in memory of their own, by memory; not views and changed arguments."""
+        existing = {_memory(tensor) for tensor in self.inputs}
+        return {_memory(t): t for t in self.outputs if _memory(t) not in existing}
+
+    @cached_property
     def changed(self) -> list[Tensor]:
         """Return the arguments that the operation writes to."""
         arguments = _schema(self.op).arguments
@@ -163,15 +168,15 @@ class Tape(TorchDispatchMode):
         for tensor in call.changed:
             if _memory(tensor) not in self._made:
                 self._before.append((tensor, tensor.clone()))
-        for leaf in tree_leaves(call.kwargs):
+        for leaf in call.kwargs.values():
             if isinstance(leaf, torch.Generator):
                 self.generators.append(leaf)
                 self._states.append((leaf, leaf.get_state()))
         out = func(*args, **call.kwargs)
-        existing = {_memory(tensor) for tensor in call.inputs}
-        self._made |= {_memory(t) for t in _tensors(out)} - existing
         # Aliases, because a later `squeeze_` would change the shape in this note too.
-        self.calls.append(Call(func, *tree_map(_alias, (args, call.kwargs, out))))
+        noted = Call(func, *_map(_alias, (args, call.kwargs, out)))
+        self._made |= noted.made.keys()
+        self.calls.append(noted)
         return out
 
     def undo(self) -> None:
@@ -204,19 +209,19 @@ def _plan(calls: list[Call], arguments: list[Tensor], result: Tensor) -> Recordi
     """Turn what was written down into a list of calls over planned memory."""
     kept = [call for call in _needed(calls, result) if not _is_view(call)]
     constants = _constants(kept)
-    kept = [call for call in kept if not _made(call) or not _made(call).keys() <= constants]
+    kept = [call for call in kept if not call.made or not call.made.keys() <= constants]
     blocks = _lifetimes(kept, result)
     arena = Arena(blocks, result.device)
     own = {_memory(result)}.union(*({_memory(t) for t in call.changed} for call in kept))
     inputs = Inputs(arguments, own)
 
-    def place(leaf: Any) -> Any:
-        return inputs.place(arena.place(leaf)) if isinstance(leaf, Tensor) else leaf
+    def place(tensor: Tensor) -> Tensor:
+        return inputs.place(arena.place(tensor))
 
     program: list[Callable[[], Any]] = []
     for call in kept:
-        args, kwargs = tree_map(place, (call.args, call.kwargs))
-        made = list(_made(call).values())
+        args, kwargs = _map(place, (call.args, call.kwargs))
+        made = list(call.made.values())
         factory = FACTORIES.get(_name(call.op))
         if not made:
             program.append(_in_place(call.op, args, kwargs))
@@ -237,15 +242,9 @@ def _plan(calls: list[Call], arguments: list[Tensor], result: Tensor) -> Recordi
     return Recording(own_result, replay, len(program), arena.bytes)
 
 
-def _made(call: Call) -> dict[int, Tensor]:
-    """Return the results in memory of their own, by memory; views and changed arguments are not."""
-    existing = {_memory(tensor) for tensor in call.inputs}
-    return {_memory(t): t for t in call.outputs if _memory(t) not in existing}
-
-
 def _is_view(call: Call) -> bool:
     """Return whether the call made nothing and changed no number."""
-    return not _made(call) and not call.changed
+    return not call.made and not call.changed
 
 
 def _constants(kept: list[Call]) -> set[int]:
@@ -260,9 +259,9 @@ def _constants(kept: list[Call]) -> set[int]:
         if (
             (follows or _name(call.op) in FACTORIES)
             and torch.Tag.nondeterministic_seeded not in call.op.tags
-            and not changed & _made(call).keys()
+            and not changed & call.made.keys()
         ):
-            constants |= _made(call).keys()
+            constants |= call.made.keys()
     return constants
 
 
@@ -304,7 +303,7 @@ def _lifetimes(kept: list[Call], result: Tensor) -> dict[int, Block]:
     blocks: dict[int, Block] = {}
     for i, call in enumerate(kept):
         free = {m for t in call.inputs if last_use[m := _memory(t)] == i and m in blocks}
-        for memory, out in _made(call).items():
+        for memory, out in call.made.items():
             heir = next((m for m in free if _may_overwrite(call, m, out)), None)
             if heir is None:
                 blocks[memory] = Block(_size(out), i, last_use[memory])
@@ -403,6 +402,8 @@ def _into(op: OpOverload, args: Any, kwargs: Any, out: Tensor) -> Callable[[], A
         return partial(out.copy_, args[0])
     if name == "rsub":  # 1 - y; it has no fast `out` form of its own
         name, args = "sub", (args[1], args[0], *args[2:])
+    if name in ("sum", "mean") and len(args) == 1:  # over all axes: with `out` they must be named
+        args = (args[0], tuple(range(args[0].ndim)))
     args = _with_tensors_for_numbers(name, args, out)
     # torch.mm(..., out=) takes half the time of torch.ops.aten.mm.out, which is the same kernel.
     candidates = [getattr(torch, name, None)]
@@ -419,7 +420,7 @@ def _into(op: OpOverload, args: Any, kwargs: Any, out: Tensor) -> Callable[[], A
 
 def _into_several(call: Call, args: Any, kwargs: Any, outs: list[Tensor]) -> Callable[[], Any]:
     """Return a call of an operation with several results that copies them to `outs`."""
-    numbers = [i for i, t in enumerate(call.outputs) if _memory(t) in _made(call)]
+    numbers = [i for i, t in enumerate(call.outputs) if _memory(t) in call.made]
 
     def run() -> None:
         results = _tensors(call.op(*args, **kwargs))
@@ -518,11 +519,28 @@ def _memory(tensor: Tensor) -> int:
 
 
 def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    """Return the tensors among arguments, or results, of an operation."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    if isinstance(tree, list | tuple):
+        return [tensor for branch in cast("list[Any]", tree) for tensor in _tensors(branch)]
+    return []
 
 
-def _alias(leaf: Any) -> Any:
-    return leaf.view_as(leaf) if isinstance(leaf, Tensor) else leaf
+def _map(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """Return the arguments with each tensor replaced."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, list | tuple):
+        branches = (_map(function, branch) for branch in cast("list[Any]", tree))
+        return list(branches) if isinstance(tree, list) else tuple(branches)
+    if isinstance(tree, dict):
+        return {name: _map(function, leaf) for name, leaf in cast("dict[str, Any]", tree).items()}
+    return tree
+
+
+def _alias(tensor: Tensor) -> Tensor:
+    return tensor.view_as(tensor)
 
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:

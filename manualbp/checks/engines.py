@@ -214,7 +214,7 @@ class LockstepEngine:
         """Return the hand-written side's parameters."""
         return self.manual.weights()
 
-    def copy_weights(self) -> dict[str, Tensor]:
+    def copy_weights(self) -> Mapping[str, Tensor]:
         """Return copies of the hand-written side's parameters."""
         return self.manual.copy_weights()
 

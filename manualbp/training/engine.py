@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import Any, Protocol, cast
 
 import torch
@@ -40,7 +41,7 @@ class Engine(Protocol):
         """Return the parameters themselves, not copies."""
         ...
 
-    def copy_weights(self) -> dict[str, Tensor]:
+    def copy_weights(self) -> Mapping[str, Tensor]:
         """Return copies of the parameters, which later updates leave alone."""
         ...
 
@@ -63,6 +64,29 @@ class Engine(Protocol):
     def load_memory(self, memory: Mapping[str, Any]) -> None:
         """Take such a copy back."""
         ...
+
+
+class Copies(Mapping[str, Tensor]):
+    """Copies of all parameters. What lies where is worked out when somebody first asks for one:
+    most are kept for an epoch and never looked at.
+    """
+
+    def __init__(self, params: Parameters) -> None:
+        self._shapes = params.shapes
+        self._flat = params.flat.clone()
+
+    @cached_property
+    def _named(self) -> Mapping[str, Tensor]:
+        return Parameters(self._shapes, self._flat).named()
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._named[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._named)
+
+    def __len__(self) -> int:
+        return len(self._named)
 
 
 class ManualEngine:
@@ -191,9 +215,9 @@ class ManualEngine:
         """Return the parameters themselves, not copies."""
         return self.params.named()
 
-    def copy_weights(self) -> dict[str, Tensor]:
+    def copy_weights(self) -> Mapping[str, Tensor]:
         """Return copies of the parameters, made as one."""
-        return dict(self.params.clone().named())
+        return Copies(self.params)
 
     def gradients(self) -> Mapping[str, Tensor]:
         """Return the gradients of the last update, before which `watch` was called."""

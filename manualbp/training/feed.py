@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from math import ceil
 
@@ -17,48 +16,64 @@ PIECE = 2**25
 nothing, and not so many that the first piece is long in coming."""
 
 
-@dataclass(frozen=True)
-class Epoch:
-    """The rows of `split` in this order, `size` at a time (0 is all at once), on `device`.
+class Feed:
+    """The rows of `split`, in another order each epoch, `size` at a time (0 is all), on `device`.
 
-    Where the split lies on the device already, the CPU, the rows are gathered there at once. A GPU
-    gets them in pieces: each is gathered in pinned memory, which a GPU reads by itself, and copied
-    by a stream of its own while the updates of the piece before it are under way.
+    Where the split lies on the device already, the CPU, the rows are gathered there at once, every
+    epoch into the same memory, of which the batches are views. A GPU gets them in pieces: each is
+    gathered in pinned memory, which a GPU reads by itself, and copied by a stream of its own while
+    the updates of the piece before it are under way.
     """
 
-    split: Split
-    order: Tensor  # (N,) int64 row numbers, beside the split
-    size: int
-    device: torch.device
+    def __init__(self, split: Split, size: int, device: torch.device) -> None:
+        self._split = split
+        self._size = size or len(split)
+        self._device = device
+        self._order = torch.arange(len(split))
+        self._rows: Split | None = None
+        self._batches: Sequence[Split] = ()
 
     def __len__(self) -> int:
         """Return the number of batches; the last one may be smaller."""
-        return ceil(len(self.order) / (self.size or len(self.order)))
+        return ceil(len(self._split) / self._size)
+
+    def begin(self, order: Tensor) -> None:
+        """Begin an epoch: order (N,) int64 are the row numbers, beside the split."""
+        self._order = order
+        if self._split.x.device != self._device:
+            return
+        if self._rows is None:
+            self._rows = in_order(self._split, order)
+            self._batches = list(batches(self._rows, self._size))
+        else:
+            torch.index_select(self._split.x, 0, order, out=self._rows.x)
+            torch.index_select(self._split.t, 0, order, out=self._rows.t)
 
     def targets(self) -> Tensor:
         """Return the targets of all rows, in order."""
-        return self.split.t.index_select(0, self.order).to(self.device)
+        if self._rows is not None:
+            return self._rows.t
+        return self._split.t.index_select(0, self._order).to(self._device)
 
     def batches(self, start: int = 0) -> Iterator[Split]:
-        """Return the batches from number `start` on."""
-        size = self.size or len(self.order)
-        order = self.order[start * size :]
-        if start == len(self):
+        """Return the batches from number `start` on. The next `begin` may overwrite them."""
+        if self._rows is not None:
+            return iter(self._batches[start:])
+        order = self._order[start * self._size :]
+        if not len(order):
             return iter(())
-        if self.split.x.device == self.device:
-            return batches(in_order(self.split, order), size)
-        batch = self.split.x[:size].nbytes + self.split.t[:size].nbytes
-        pieces = self._ahead(torch.split(order, size * max(PIECE // batch, 1)))
-        return chain.from_iterable(batches(piece, size) for piece in pieces)
+        batch = self._split.x[: self._size].nbytes + self._split.t[: self._size].nbytes
+        pieces = self._ahead(torch.split(order, self._size * max(PIECE // batch, 1)))
+        return chain.from_iterable(batches(piece, self._size) for piece in pieces)
 
     def _ahead(self, pieces: Sequence[Tensor]) -> Iterator[Split]:
         """Yield the rows of each piece on the device, with the copy of the next one under way."""
-        copying, updating = torch.cuda.Stream(self.device), torch.cuda.current_stream(self.device)
+        copying, updating = torch.cuda.Stream(self._device), torch.cuda.current_stream(self._device)
 
         def copied(order: Tensor) -> Split:
-            rows = in_order(self.split, order, pin_memory=True)
+            rows = in_order(self._split, order, pin_memory=True)
             with torch.cuda.stream(copying):
-                return rows.to(self.device)
+                return rows.to(self._device)
 
         coming = copied(pieces[0])
         for following in [*pieces[1:], None]:

@@ -23,8 +23,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from manualbp.errors import UsageError
 
-# TensorBoard comes without types: these three names are all of it that is used here.
-Summary: Any = import_module("tensorboard.compat.proto.summary_pb2").Summary
+# TensorBoard comes without types: these names are all of it that is used here.
+_protocol = import_module("tensorboard.compat.proto.summary_pb2")
+HistogramProto: Any = _protocol.HistogramProto
+Summary: Any = _protocol.Summary
 hparams_pb: Any = import_module("tensorboard.plugins.hparams.summary_v2").hparams_pb
 Writer: TypeAlias = Any
 """A SummaryWriter."""
@@ -106,10 +108,11 @@ class RunLogs:
         Leaves out a tensor that is empty or holds a number that is not finite in float32.
         """
         self._write()
-        for name, weight in weights.items():
-            _histogram(self._train, f"weights/{name}", weight, epoch)
-        for name, gradient in gradients.items():
-            _histogram(self._train, f"weights_gradient/{name}", gradient, epoch)
+        tensors = {f"weights/{name}": weight for name, weight in weights.items()}
+        tensors |= {f"weights_gradient/{name}": gradient for name, gradient in gradients.items()}
+        histograms = [_histogram(tag, tensor) for tag, tensor in tensors.items()]
+        summary = Summary(value=[histogram for histogram in histograms if histogram])
+        self._train.file_writer.add_summary(summary, epoch)
 
     def difference(self, epoch: int, *, gradients: float, parameters: float) -> None:
         """Log the largest relative difference between what is computed by hand and by autograd."""
@@ -228,16 +231,28 @@ def _scalars(
     writer.file_writer.add_summary(Summary(value=tagged), step, at)
 
 
-def _histogram(writer: Writer, tag: str, tensor: Tensor, step: int) -> None:
-    # To float32 here, as add_histogram turns bfloat16 into float16, where small gradients are 0.
-    values = tensor.detach().float().cpu().numpy()
+def _histogram(tag: str, tensor: Tensor) -> object | None:
+    values = tensor.detach().float().cpu().numpy().reshape(-1)
     if values.size == 0 or not np.isfinite(values).all():
-        return
+        return None
     # The Rice rule, 2 ∛n bins. Not bins="auto": for one number far from the rest it asks for
     # billions of bins (in NumPy 1.26), and it raises for equal numbers above 1e16.
     bins = min(MAX_BINS, round(2 * values.size ** (1 / 3)))
     edges = np.linspace(values.min(), values.max(), bins + 1, dtype=np.float64)
-    writer.add_histogram(tag, values, step, bins=edges)
+    counts, _ = np.histogram(values, edges)
+    doubles = values.astype(np.float64)
+    histogram = HistogramProto(
+        min=edges[0],
+        max=edges[-1],
+        num=values.size,
+        sum=doubles.sum(),
+        sum_squares=doubles @ doubles,
+        # TensorBoard takes the right ends of bins; an empty one on the left gives the first its
+        # left end.
+        bucket_limit=edges,
+        bucket=[0, *counts],
+    )
+    return Summary.Value(tag=tag, histo=histogram)
 
 
 def _draw_confusion_matrix(matrix: Tensor, classes: tuple[str, ...]) -> NDArray[np.uint8]:

@@ -18,10 +18,10 @@ from manualbp.schedules import Schedule
 from manualbp.training.data import Split
 from manualbp.training.early_stopping import EarlyStopping, StopReason
 from manualbp.training.engine import Engine
-from manualbp.training.feed import Epoch
+from manualbp.training.feed import Feed
 from manualbp.training.objective import Objective
 
-Weights = dict[str, Tensor]
+Weights = Mapping[str, Tensor]
 
 
 @dataclass
@@ -32,7 +32,6 @@ class Progress:
     position: int = 0  # updates done in the epoch under way
     steps: int = 0  # updates done in all
     seconds: float = 0.0  # spent in epochs
-    outputs: list[Tensor] = field(default_factory=list[Tensor])  # of the epoch under way
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,14 @@ class Trainer:
     seed: int
     progress: Progress = field(default_factory=Progress)
     best: Weights = field(default_factory=dict[str, Tensor])
-    _places: Sequence[Tensor] = field(default=(), init=False)  # for the outputs of this epoch
+    _feed: Feed = field(init=False)
+    _outputs: Tensor = field(init=False)  # (N, K), of the epoch under way
+    _places: Sequence[Tensor] = field(init=False)  # in it, one for each update
+
+    def __post_init__(self) -> None:
+        self._feed = Feed(self.train, self.batch_size, self.device)
+        self._outputs = self.val.x.new_empty(len(self.train), self.objective.outputs)
+        self._places = torch.split(self._outputs, self.batch_size or len(self.train))
 
     @property
     def device(self) -> torch.device:
@@ -102,15 +108,14 @@ class Trainer:
 
     def run_epoch(self, observer: Observer) -> EpochReport:
         """Make the updates of one epoch, or what is left of it, validate, and decide."""
-        progress, start = self.progress, self.snapshot()
+        progress, start = self.progress, self._state()
         began = perf_counter() - progress.seconds
         epoch = progress.epoch + 1
         details = observer.wants_details(epoch)
         rows, rates = self.plan_epoch()
-        coming = rows.batches(progress.position)
         before: Weights = {}
         with self.engine.context():
-            for batch in coming:
+            for batch in rows.batches(progress.position):
                 last = progress.position == len(rates) - 1
                 if last and details:
                     before = self.engine.copy_weights()
@@ -119,14 +124,15 @@ class Trainer:
                 if not last:
                     progress.seconds = perf_counter() - began
                     observer.after_update(self)
-        train = self.objective.metrics(torch.cat(progress.outputs), rows.targets())
-        val = self.objective.metrics(self.engine.predict(self.val.x), self.val.t)
+            train, val = self.objective.metrics_of(
+                (self._outputs, rows.targets()),
+                (self.engine.predict(self.val.x), self.val.t),
+            )
         for part, metrics in (("training", train), ("validation", val)):
             if not isfinite(metrics["loss"]):
                 self.restore(start)
                 raise NotFinite(f"the {part} loss of epoch {epoch}")
-        progress.epoch, progress.position, progress.outputs = epoch, 0, []
-        self._places = ()
+        progress.epoch, progress.position = epoch, 0
         progress.seconds = perf_counter() - began
         values = {f"train_{k}": v for k, v in train.items()}
         values |= {f"val_{k}": v for k, v in val.items()}
@@ -135,45 +141,46 @@ class Trainer:
         norms, ratios = self._details(before) if details else ({}, {})
         return EpochReport(epoch, train, val, rates[-1], norms, ratios)
 
-    def plan_epoch(self) -> tuple[Epoch, list[float]]:
+    def plan_epoch(self) -> tuple[Feed, list[float]]:
         """Return the rows of the epoch under way and each update's learning rate; tell the engine.
 
         The order of the examples follows from seed and epoch alone, so a run that goes on in the
         middle of an epoch finds the same batches.
         """
-        epoch = self.progress.epoch
+        epoch, rows = self.progress.epoch, self._feed
         generator = torch.Generator().manual_seed(self.seed + 1_000_003 * (epoch + 1))
-        order = torch.randperm(len(self.train), generator=generator)
-        rows = Epoch(self.train, order, self.batch_size, self.device)
-        fractions = [epoch + position / len(rows) for position in range(len(rows))]
+        rows.begin(torch.randperm(len(self.train), generator=generator))
+        updates = len(rows)
+        fractions = [epoch + position / updates for position in range(updates)]
         rates = [self.learning_rate * self.schedule.factor(fraction) for fraction in fractions]
         self.engine.plan(rates[self.progress.position :])
         return rows, rates
 
     def record(self, y: Tensor) -> None:
         """Keep a copy of an update's outputs: their loss is the epoch's training loss."""
-        if not self._places:  # one piece of memory for all, which costs less than one for each
-            rows = len(self.train)
-            table = y.new_empty(rows, *y.shape[1:])
-            self._places = torch.split(table, self.batch_size or rows)
-        place = self._places[self.progress.position]
-        self.progress.outputs.append(place.copy_(y))
+        self._places[self.progress.position].copy_(y)
         self.progress.position += 1
         self.progress.steps += 1
 
     def snapshot(self) -> dict[str, Any]:
-        """Return a copy of all that the next updates depend on; also what a checkpoint holds."""
+        """Return a copy of all that the next updates depend on, as a checkpoint holds it."""
+        state = self._state()
+        for name in ("weights", "best"):
+            state[name] = dict(state[name])
+        return state
+
+    def _state(self) -> dict[str, Any]:
         progress = self.progress
         return {
             "weights": self.engine.copy_weights(),
             "memory": self.engine.memory(),
-            "best": dict(self.best),  # never changed in place
+            "best": self.best,  # never changed in place
             "early_stopping": self.stopper.state_dict(),
             "epoch": progress.epoch,
             "position": progress.position,
             "steps": progress.steps,
             "seconds": progress.seconds,
-            "outputs": list(progress.outputs),
+            "outputs": self._outputs[: progress.position * self.batch_size].clone(),
         }
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
@@ -182,22 +189,24 @@ class Trainer:
         self.engine.load_memory(snapshot["memory"])
         self.best = {name: best.to(self.device) for name, best in snapshot["best"].items()}
         self.stopper.load_state_dict(snapshot["early_stopping"])
-        names = ("epoch", "position", "steps", "seconds", "outputs")
+        names = ("epoch", "position", "steps", "seconds")
         self.progress = Progress(**{name: snapshot[name] for name in names})
-        self.progress.outputs = [y.to(self.device) for y in self.progress.outputs]
-        self._places = ()
+        y: Tensor = snapshot["outputs"]
+        self._outputs[: len(y)].copy_(y)
 
     def _details(self, before: Weights) -> tuple[dict[str, float], dict[str, float]]:
         """Return |gradient| and |update| / |weight| of the last update, for each parameter."""
         weights, gradients = self.engine.weights(), self.engine.gradients()
-        norms = {name: length(gradient) for name, gradient in gradients.items()}
-        ratios = {
-            name: length(weights[name] - old) / max(length(old), 1e-12)
-            for name, old in before.items()
-        }
-        return norms, ratios
+        olds = [before[name] for name in weights]
+        steps = [weight - old for weight, old in zip(weights.values(), olds, strict=True)]
+        found = lengths([*(gradients[name] for name in weights), *steps, *olds])
+        norms, step, old = found[: len(olds)], found[len(olds) : -len(olds)], found[-len(olds) :]
+        ratios = [s / max(o, 1e-12) for s, o in zip(step, old, strict=True)]
+        return dict(zip(weights, norms, strict=True)), dict(zip(weights, ratios, strict=True))
 
 
-def length(tensor: Tensor) -> float:
-    """Return the Euclidean norm."""
-    return float(cast(Any, torch.linalg).vector_norm(tensor, dtype=torch.float64))
+def lengths(tensors: Sequence[Tensor]) -> list[float]:
+    """Return the Euclidean norms, read back in one transfer."""
+    norm = cast(Any, torch.linalg).vector_norm
+    norms = torch.stack([norm(tensor, dtype=torch.float64) for tensor in tensors])
+    return cast(Any, norms).tolist()

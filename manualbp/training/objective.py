@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from itertools import chain
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -47,18 +48,28 @@ class Objective:
         return replace(split, t=one_hot.scatter_(1, split.t.unsqueeze(1), 1.0))
 
     def metrics(self, y: Tensor, target: Tensor) -> dict[str, float]:
-        """Return the mean loss and the score of outputs y (N, K), read back in one transfer."""
-        loss, score = self.measure(y, target).cpu().unbind()
-        return {"loss": float(loss), self.score_name: float(score)}
+        """Return the mean loss and the score of outputs y (N, K)."""
+        return self.metrics_of((y, target))[0]
+
+    def metrics_of(self, *pairs: tuple[Tensor, Tensor]) -> list[dict[str, float]]:
+        """Return these for each pair of outputs and targets, read back in one transfer."""
+        numbers: Any = self.measure(*chain.from_iterable(pairs))
+        return [{"loss": loss, self.score_name: score} for loss, score in numbers.tolist()]
 
     @cached_property
     def measure(self) -> Captured:
-        """Return the function from outputs and targets to the tensor (loss, score)."""
+        """Return the function from outputs, targets, outputs, targets, ... to (loss, score) each.
+
+        Its result is (pairs, 2).
+        """
         loss = self.loss.reduced_by("mean")
 
-        def measure(y: Tensor, target: Tensor) -> Tensor:
-            mean, _ = loss.forward(y, target)
-            return torch.stack([mean.double(), self._score(y, target)])
+        def measure(*tensors: Tensor) -> Tensor:
+            numbers: list[Tensor] = []
+            for y, target in zip(tensors[::2], tensors[1::2], strict=True):
+                mean, _ = loss.forward(y, target)
+                numbers += [mean.double(), self._score(y, target)]
+            return torch.stack(numbers).view(-1, 2)
 
         return capture(measure)
 

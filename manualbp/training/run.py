@@ -280,7 +280,7 @@ class Run:
         """
         self.logs.flush()
         if self.trainer.best:
-            best = {"weights": self.trainer.best, "epoch": self.trainer.stopper.best_epoch}
+            best = {"weights": dict(self.trainer.best), "epoch": self.trainer.stopper.best_epoch}
             checkpoint.save(self.directory.best, best)
         checkpoint.save(self.directory.last, self.trainer.snapshot())
         self._saved_at = monotonic()

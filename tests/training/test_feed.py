@@ -11,16 +11,24 @@ from torch import Tensor
 
 from manualbp.training import feed
 from manualbp.training.data import Split, in_order
-from manualbp.training.feed import Epoch
+from manualbp.training.feed import Feed
 
 SPLIT = Split(torch.arange(20.0).view(10, 2), torch.arange(10))
 ORDER = torch.tensor([3, 1, 4, 0, 5, 9, 2, 6, 8, 7])
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
+def begun(size: int, device: torch.device) -> Feed:
+    """Return a feed of the examples in that order, after an epoch in another one."""
+    epoch = Feed(SPLIT, size, device)
+    epoch.begin(ORDER.flip(0))
+    epoch.begin(ORDER)
+    return epoch
+
+
 @pytest.mark.parametrize(("size", "number"), [(4, 3), (5, 2), (0, 1), (1, 10), (99, 1)])
 def test_an_epoch_has_every_row_once_and_can_begin_anywhere(size: int, number: int) -> None:
-    epoch = Epoch(SPLIT, ORDER, size, CPU)
+    epoch = begun(size, CPU)
     assert len(epoch) == number
     whole = list(epoch.batches())
     assert len(whole) == number
@@ -35,10 +43,14 @@ def test_an_epoch_has_every_row_once_and_can_begin_anywhere(size: int, number: i
             assert torch.equal(batch.t, expected.t)
 
 
-def test_on_the_cpu_the_rows_are_gathered_once() -> None:
-    first, *others = Epoch(SPLIT, ORDER, 3, CPU).batches()
-    places = {batch.x.untyped_storage().data_ptr() for batch in (first, *others)}
+def test_on_the_cpu_the_rows_of_all_epochs_lie_in_the_same_memory() -> None:
+    epoch = Feed(SPLIT, 3, CPU)
+    places: set[int] = set()
+    for order in (ORDER, ORDER.flip(0)):
+        epoch.begin(order)
+        places |= {batch.x.untyped_storage().data_ptr() for batch in epoch.batches()}
     assert len(places) == 1
+    assert places != {SPLIT.x.untyped_storage().data_ptr()}
 
 
 class Stream:
@@ -110,7 +122,7 @@ def test_a_gpu_gets_the_batches_of_the_cpu(
     start: int, size: int, piece: int, log: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feed, "PIECE", piece)
-    found = logged(Epoch(SPLIT, ORDER, size, GPU).batches(start), log)
+    found = logged(begun(size, GPU).batches(start), log)
     rows = ORDER[start * (size or 10) :]
     assert [len(batch) for batch in found] == [len(b) for b in rows.split(size or 10) if len(b)]
     assert torch.equal(torch.cat([rows[:0], *(batch.t for batch in found)]), rows)
@@ -122,7 +134,7 @@ def test_the_next_piece_is_copied_while_the_updates_of_this_one_are_made(
 ) -> None:
     batch = 2 * (2 * 4 + 8)  # bytes of two rows
     monkeypatch.setattr(feed, "PIECE", 2 * batch)
-    logged(Epoch(SPLIT, ORDER, 2, GPU).batches(), log)
+    logged(begun(2, GPU).batches(), log)
     assert log == [
         "copying [3, 1, 4, 0]",
         "waited",
@@ -140,7 +152,7 @@ def test_the_next_piece_is_copied_while_the_updates_of_this_one_are_made(
 
 
 def test_a_small_epoch_is_one_copy(log: list[str]) -> None:
-    logged(Epoch(SPLIT, ORDER, 1, GPU).batches(), log)
+    logged(begun(1, GPU).batches(), log)
     assert sum(line.startswith("copying") for line in log) == 1
 
 
@@ -161,9 +173,10 @@ def test_on_a_gpu_the_batches_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPat
     split = Split(torch.randn(20_000, 50, generator=generator), torch.arange(20_000))
     order = torch.randperm(20_000, generator=generator)
     for start in (0, 7):
-        on_cpu = Epoch(split, order, 64, CPU).batches(start)
-        on_gpu = Epoch(split, order, 64, torch.empty(0, device="cuda").device).batches(start)
-        for a, b in zip(on_gpu, on_cpu, strict=True):
+        feeds = [Feed(split, 64, device) for device in (torch.empty(0, device="cuda").device, CPU)]
+        for each in feeds:
+            each.begin(order)
+        for a, b in zip(*(each.batches(start) for each in feeds), strict=True):
             assert a.x.is_cuda
             assert torch.equal(a.x.cpu(), b.x)
             assert torch.equal(a.t.cpu(), b.t)
