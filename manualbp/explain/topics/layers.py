@@ -699,6 +699,7 @@ WRITTEN: Mapping[type[AnyLayer], Written] = {
     Dropout: Written(
         """While training, every number is left out with probability p, anew in each pass, so that
         no unit can rely on a certain other one. The same mask is used forward and backward.""",
+        title="y = m x while training, with m = 0 or 1/(1-p)",
         forward=_dropout_forward,
         expected=_masked,
         equation="m[n,j] x[n,j]",
