@@ -20,6 +20,7 @@ from manualbp.checks.doctor.contracts import (
     changed,
     choices,
     first_line,
+    inputs_of,
     largest,
 )
 from manualbp.checks.doctor.diagnosis import NOT_RECOGNISED, diagnose
@@ -148,7 +149,7 @@ def _near(a: Tensor, b: Tensor) -> bool:
 def _strides_of_inputs(trial: Trial, outcome: Outcome) -> Iterator[Diagnosis]:
     """Tell which input it is whose strides are overlooked."""
     expected = trial.gradients()
-    for name in trial.arguments:
+    for name in inputs_of(trial):
         for layout, change in LAYOUTS.items():
             other = {**trial.arguments, name: change(trial.arguments[name])}
             where = f"where {name} is {layout} in memory"

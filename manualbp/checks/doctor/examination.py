@@ -404,6 +404,8 @@ def _judged(
         limit=limit / unit,
     )
     if error <= limit:
+        if not value.any() and not interval.value.any():
+            return row(verdict="PASS")  # nothing hangs on this argument, and the gradient says so
         unknown = largest(interval.slack) + (limit if error > tolerance.floor * scale else 0.0)
         if unknown > max(CANNOT_TELL, 2 * tolerance.floor) * scale + smallest:
             words = "rounding, or what the true gradient is not known by, is too large to tell"
@@ -532,8 +534,13 @@ def _nearby(arguments: Arguments, dtype: torch.dtype, seed: int) -> dict[str, Te
 
 def _remarks(trial: Trial) -> list[str]:
     run = trial.subject.run(copies(trial.arguments))
-    if not isinstance(run, AutogradPass):
+    if not isinstance(trial.subject, ThroughAutograd) or not isinstance(run, AutogradPass):
         return []
+    if trial.subject.places:
+        judged = ", ".join(map(str, trial.subject.places))
+        run.remarks.append(f"of its outputs these have a gradient, and are judged: {judged}")
+    if trial.subject.in_place:
+        run.remarks.append("it writes to its inputs, so it is given copies")
     try:
         run.backward(trial.copied_dys())
     except Exception:  # the subject's own: the rows say so already
@@ -581,18 +588,11 @@ def _outcomes(trial: Trial, contracts: Sequence[str], rows: Sequence[Row]) -> li
 
 def _explained(report: Report, trial: Trial) -> Report:
     """Return the report with the causes and the smallest shapes that fail."""
-    suspect = {row.tensor.removeprefix("d") for row in report.rows if row.verdict != "PASS"}
-    contracts = any(map(_failed, report.outcomes))
-    found = [
-        diagnosis
-        for diagnosis in diagnoses_of(trial)
-        # The doctor's own truth is coarser here and there than what was judged by.
-        if contracts or not diagnosis.argument or diagnosis.argument in suspect
-    ]
+    found = [d for d in diagnoses_of(trial) if _is_about(report, d)]
     for dtype in _short_dtypes_alone(report, trial):
         now = Trial.of(trial.subject, converted(trial.arguments, dtype), trial.truth, report.seed)
         seen = {diagnosis.argument for diagnosis in found}
-        found += [diagnosis for diagnosis in diagnoses_of(now) if diagnosis.argument not in seen]
+        found += [d for d in diagnoses_of(now) if d.argument not in seen and _is_about(report, d)]
     for outcome in report.outcomes:
         if outcome.verdict == "FAIL":
             found += [d for d in causes(outcome, trial, found) if d.words not in _words(found)]
@@ -608,6 +608,19 @@ def _explained(report: Report, trial: Trial) -> Report:
     small = _shrunk(trial, _fails_like(report))
     shapes = {name: tuple(tensor.shape) for name, tensor in small.arguments.items()}
     return replace(report, diagnoses=tuple(found), smallest=shapes, trial=trial, witness=small)
+
+
+def _is_about(report: Report, diagnosis: Diagnosis) -> bool:
+    """Tell whether something in the report is wrong that a diagnosis can be about."""
+    gradient = f"d{diagnosis.argument}"
+    broken = [outcome for outcome in report.outcomes if outcome.verdict == "FAIL"]
+    if diagnosis.cause == "stale saved tensor":
+        return any(outcome.contract in ("second forward", "determinism") for outcome in broken)
+    if diagnosis.argument == "" or diagnosis.cause == "in-place change":
+        return True
+    return any(row.verdict != "PASS" and row.tensor == gradient for row in report.rows) or any(
+        gradient in words.split() for outcome in broken for words in outcome.words
+    )
 
 
 def _words(diagnoses: Sequence[Diagnosis]) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from inspect import Parameter, Signature
-from itertools import product
+from itertools import chain, islice, product
 from typing import Any
 
 import torch
@@ -61,6 +61,12 @@ POOL: tuple[Shape, ...] = ((4, 3), (3,), (2, 3), (3, 2), (2,), (4,), (3, 3), (2,
 
 VECTORS = {"b", "bias", "beta", "gamma", "scale", "shift"}
 """Names that are those of vectors nearly everywhere."""
+
+MATRICES = {"q", "k", "v", "query", "key", "value"}
+"""Names that are those of matrices."""
+
+MOST_REFUSED = 8
+"""Of so many inputs the backward pass may refuse the number of axes; then the first are taken."""
 
 KINDS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "from N(0, 1)": lambda x: x,
@@ -119,33 +125,47 @@ def candidates(names: Sequence[str]) -> Iterator[tuple[Shape, ...]]:
 
 
 def _suits(shapes: tuple[Shape, ...], names: Sequence[str]) -> bool:
-    return all(
-        len(shape) == 1
-        for shape, name in zip(shapes, names, strict=True)
-        if name.lower() in VECTORS
+    named = [(len(shape), name.lower()) for shape, name in zip(shapes, names, strict=True)]
+    return all(axes == 1 for axes, name in named if name in VECTORS) and all(
+        axes > 1 for axes, name in named if name in MATRICES
     )
 
 
 def find_inputs(
-    forward: Callable[[Sequence[Tensor]], Any], names: Sequence[str] | None, seed: int
+    forward: Callable[[Sequence[Tensor]], Any],
+    names: Sequence[str] | None,
+    seed: int,
+    suits: Callable[[Sequence[Tensor]], bool] = lambda tensors: True,
 ) -> tuple[list[Tensor], str] | None:
     """Return tensors that a forward pass takes, and in words what they are; None if none do.
 
     `names` are those of its arguments; if they are not known, one to four tensors are tried.
+    `suits` tells whether the backward pass is meant for so many axes, too: a forward pass often
+    takes a vector in the place of a matrix by accident.
     """
     tries = [names] if names is not None else [[f"x{i}" for i in range(n)] for n in (1, 2, 3, 4)]
-    for chosen in tries:
-        for shapes in candidates(chosen):
-            for kind, change in KINDS.items():
-                generator = torch.Generator().manual_seed(seed)
-                drawn = [change(draw(shape, generator)) for shape in shapes]
-                tensors = [tensor.bfloat16().double() for tensor in drawn]
-                accepted = _accepts(forward, tensors)
-                if accepted:
-                    return tensors, f"found by trial, {kind}"
-                if accepted is None:
-                    break  # it fails, whatever the numbers are
-    return None
+    found = (pair for chosen in tries for pair in _accepted(forward, chosen, seed))
+    first = list(islice(found, 1))
+    for tensors, kind in chain(first, islice(found, MOST_REFUSED - 1)):
+        if suits(tensors):
+            return tensors, f"found by trial, {kind}"
+    return (first[0][0], f"found by trial, {first[0][1]}") if first else None
+
+
+def _accepted(
+    forward: Callable[[Sequence[Tensor]], Any], names: Sequence[str], seed: int
+) -> Iterator[tuple[list[Tensor], str]]:
+    """Yield tensors that a forward pass takes, the likely ones first, with what they are."""
+    for shapes in candidates(names):
+        for kind, change in KINDS.items():
+            generator = torch.Generator().manual_seed(seed)
+            drawn = [change(draw(shape, generator)) for shape in shapes]
+            tensors = [tensor.bfloat16().double() for tensor in drawn]
+            accepted = _accepts(forward, tensors)
+            if accepted:
+                yield tensors, kind
+            if accepted is None or accepted:
+                break  # it fails, whatever the numbers are; or these do
 
 
 def _accepts(forward: Callable[[Sequence[Tensor]], Any], tensors: Sequence[Tensor]) -> bool | None:

@@ -124,17 +124,18 @@ def transposed(t):
 
 THROUGH_AUTOGRAD = """\
 def run(given, needed=NEEDED):
-    leaves = {{n: t.detach().requires_grad_(n in needed) for n, t in given.items()}}
+    roots = {{n: t.detach().requires_grad_(n in needed) for n, t in given.items()}}
+    leaves = {leaves}
     torch.manual_seed({seed})
-    outputs = tensors({call})
+    outputs = tensors({call}){places}
 
     def backward(upstream):
-        chosen = [n for n in leaves if n in needed]
+        chosen = [n for n in roots if n in needed]
         found = torch.autograd.grad(
-            outputs, [leaves[n] for n in chosen], upstream, retain_graph=True, allow_unused=True
+            outputs, [roots[n] for n in chosen], upstream, retain_graph=True, allow_unused=True
         )
         pairs = zip(chosen, found, strict=True)
-        return {{n: torch.zeros_like(leaves[n]) if g is None else g for n, g in pairs}}
+        return {{n: torch.zeros_like(roots[n]) if g is None else g for n, g in pairs}}
 
     return outputs, backward
 
@@ -358,7 +359,9 @@ def _run(target: Target, seed: int) -> str:
         call = f"target.apply({places})"
     else:
         call = f"target({places})"
-    return THROUGH_AUTOGRAD.format(call=call, seed=seed)
+    leaves = "{n: t.clone() for n, t in roots.items()}" if subject.in_place else "roots"
+    places = f"\n    outputs = [outputs[i] for i in {subject.places}]" if subject.places else ""
+    return THROUGH_AUTOGRAD.format(call=call, seed=seed, leaves=leaves, places=places)
 
 
 class _Names(dict[str, Any]):

@@ -83,27 +83,47 @@ class ThroughAutograd:
     """What the Function's own backward returned last, where `function` writes it down."""
     in_place: list[bool] = field(default_factory=list[bool])
     """Not empty once it is known to work in place, as ctx.mark_dirty says: it is given clones."""
+    places: list[int] = field(default_factory=list[int])
+    """Which of the floating outputs have a gradient, once that is known; empty for all. The others
+    are marked as not differentiable, or detached."""
 
     def run(self, arguments: Arguments) -> AutogradPass:
         names = floating(arguments)
         if self.differentiable is not None:
             names = [name for name in names if name in self.differentiable]
-        return self.run_needing(arguments, names)
+        leaves, parts = self._outputs(arguments, names)
+        found = [place for place, y in enumerate(parts) if y.requires_grad]
+        self.places[:] = found if len(found) < len(parts) else []
+        return self._waiting(leaves, parts)
 
     def values(self, arguments: Arguments) -> list[Tensor]:
         """Return the outputs alone."""
         set_seed(self.seed)
-        return [y for y in tensors_of(self.function(arguments)) if y.is_floating_point()]
+        return self.judged(floating_of(self.function(arguments)))
+
+    def judged(self, outputs: list[Tensor]) -> list[Tensor]:
+        """Return those of the floating outputs that have a gradient."""
+        if not self.places or self.places[-1] >= len(outputs):
+            return outputs
+        return [outputs[place] for place in self.places]
 
     def run_needing(self, arguments: Arguments, names: Collection[str]) -> AutogradPass:
+        return self._waiting(*self._outputs(arguments, names))
+
+    def _outputs(
+        self, arguments: Arguments, names: Collection[str]
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Return the leaves of a graph, and its floating outputs."""
         leaves = {
             name: tensor.detach().requires_grad_(name in names)
             for name, tensor in arguments.items()
         }
         with torch.enable_grad():
-            outputs = tensors_of(self._called(leaves))
+            return leaves, floating_of(self._called(leaves))
+
+    def _waiting(self, leaves: dict[str, Tensor], outputs: list[Tensor]) -> AutogradPass:
         return AutogradPass(
-            [y for y in outputs if y.is_floating_point()],
+            self.judged(outputs),
             {name: leaf for name, leaf in leaves.items() if leaf.requires_grad},
             list(leaves),
             self.returned,
@@ -221,6 +241,11 @@ class OfModule:
         self._module = module
         self._call = call
 
+    @property
+    def parameters(self) -> list[str]:
+        """Return the parameters' names."""
+        return [name for name, _ in self._module.named_parameters()]
+
     def __call__(self, arguments: Arguments) -> Any:
         """Return what the module returns."""
         like = next(tensor for tensor in arguments.values() if tensor.is_floating_point())
@@ -325,6 +350,11 @@ class PairPass:
     def outputs(self) -> Sequence[Tensor]:
         return self._outputs
 
+    @property
+    def keeps(self) -> bool:
+        """Tell whether the pair itself keeps what its backward pass needs."""
+        return not self._saved
+
     def backward(self, dys: Sequence[Tensor]) -> Gradients:
         """Raises ValueError if there is not one gradient for each input."""
         with torch.no_grad():
@@ -355,6 +385,11 @@ def tensors_of(result: object) -> list[Tensor]:
     if not found:
         raise TypeError(f"the forward pass returns {type(result).__name__}, expected a tensor")
     return found
+
+
+def floating_of(result: object) -> list[Tensor]:
+    """Return the floating tensors of a result. Raises TypeError where there is no tensor."""
+    return [y for y in tensors_of(result) if y.is_floating_point()]
 
 
 def shape_of(tensor: Tensor) -> str:

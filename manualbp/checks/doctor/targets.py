@@ -41,6 +41,7 @@ from manualbp.checks.doctor.subjects import (
     OfModule,
     OfPair,
     ThroughAutograd,
+    floating_of,
     moved,
     own_random_numbers,
     recorded,
@@ -127,8 +128,9 @@ def wrap(
         pair = _pair(thing)
         if pair is None and not callable(thing):
             raise UsageError(
-                f"{name}: a {type(thing).__name__} cannot be examined; expected a layer, a "
-                "torch.autograd.Function, a module, a callable, or a pair (forward, backward)"
+                f"{name}: an object of type {type(thing).__name__} cannot be examined; expected "
+                "a layer, a torch.autograd.Function, a module, a callable, or a pair (forward, "
+                "backward)"
             )
         forward = pair[0] if pair else cast(Call, thing)
         wanted = _signature(forward)
@@ -194,7 +196,8 @@ def with_reference(target: Target, function: object, name: str) -> Target:
     def outputs(given: Arguments) -> list[Tensor]:
         set_seed(seed)
         result = of_module(given) if of_module else call(*fill(given))
-        return [y for y in tensors_of(result) if y.is_floating_point()]
+        found = floating_of(result)
+        return subject.judged(found) if isinstance(subject, ThroughAutograd) else found
 
     truth = Reference(outputs, f"autograd through {name}", own)
     _require_the_same(target, truth, name)
@@ -252,7 +255,18 @@ def _inputs(
     names = tensors_wanted(wanted)
     with own_random_numbers(), torch.no_grad():
         set_seed(seed)
-        found = find_inputs(lambda tensors: _outputs(forward(*tensors)), names, seed)
+        returned: list[str] = []
+        found = find_inputs(
+            lambda tensors: _outputs(forward(*tensors), returned),
+            names,
+            seed,
+            lambda tensors: _backward_takes(forward, tensors),
+        )
+    if found is None and returned:
+        raise UsageError(
+            f"{name}: the forward pass returns an object of type {returned[0]}, expected a tensor "
+            "or a tuple of tensors"
+        )
     if found is None:
         raise UsageError(
             f"{name}: no small inputs were found that its forward pass takes; give --shape, such "
@@ -261,11 +275,28 @@ def _inputs(
     return list(found[0]), found[1]
 
 
-def _outputs(result: Any) -> list[object]:
+def _outputs(result: Any, others: list[str]) -> list[object]:
+    """Return the first output, of several; what is no tensor is noted in `others`."""
     if isinstance(result, (tuple, list)):
         parts = cast(Sequence[object], result)
-        return [part for item in parts for part in _outputs(item)][:1]
+        return [part for item in parts for part in _outputs(item, others)][:1]
+    if not isinstance(result, Tensor):
+        others.append(type(result).__name__)
     return [result]
+
+
+def _backward_takes(forward: Call, tensors: Sequence[Tensor]) -> bool:
+    """Tell whether the backward pass of a Function has axes enough to work on."""
+    leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+    try:
+        with torch.enable_grad():
+            outputs = [y for y in tensors_of(forward(*leaves)) if y.requires_grad]
+            torch.autograd.backward(outputs, [torch.ones_like(y) for y in outputs])
+    except IndexError:
+        return False  # an axis that it asks for is not there
+    except Exception:  # the target's own, whatever it is: the examination says so
+        return True
+    return True
 
 
 def _listed(values: object) -> list[object]:

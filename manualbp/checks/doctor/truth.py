@@ -37,6 +37,9 @@ SMOOTH = 1e-4
 TOO_MANY = 20_000
 """Differences move one number at a time; for more numbers than these a reference is needed."""
 
+MOST_SLOPES = 2**24
+"""Of every output by every number: more take minutes, and gigabytes."""
+
 MOST_DOUBLINGS = 100
 """A step is no longer than 2 to this power, which keeps it a number in float32."""
 
@@ -289,6 +292,12 @@ class Slopes(NamedTuple):
 def _jacobian(f: Callable[[], Tensor], v: Tensor) -> Slopes:
     """Return every output's slope by every number of v."""
     y0 = f().double()
+    if v.numel() * y0.numel() > MOST_SLOPES:
+        raise UsageError(
+            f"an input of {v.numel()} numbers and {y0.numel()} of the outputs are too many for "
+            f"differences (their product is up to {MOST_SLOPES}): give a --reference, or a smaller "
+            "--shape"
+        )
     places = list(_places(v.shape))
     at_once = max(1, AT_ONCE // max(1, y0.numel()))
     parts = [

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 # Right ones ---------------------------------------------------------------------------------------
 
@@ -132,6 +133,105 @@ class TwoOutputs(Function):
         return ds * x.cos() - dc * x.sin()
 
 
+class InPlace(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x.clamp_(min=0)
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(x)
+        return x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        return dy * (ctx.saved_tensors[0] > 0)
+
+
+class OneOutputOfTwo(Function):
+    """The first output is marked as not differentiable."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Any:
+        size = x.abs()
+        ctx.mark_non_differentiable(size)
+        ctx.save_for_backward(x)
+        return size, x.sin()
+
+    @staticmethod
+    def backward(ctx: Any, dsize: Tensor, dy: Tensor) -> Any:
+        return dy * ctx.saved_tensors[0].cos()
+
+
+class Attention(Function):
+    """Its forward pass takes a vector in the place of v, its backward pass does not."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        p = (a @ b.transpose(-1, -2)).softmax(-1)
+        ctx.save_for_backward(a, b, c, p)
+        return p @ c
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        a, b, c, p = ctx.saved_tensors
+        dp = dy @ c.transpose(-1, -2)
+        ds = p * (dp - (dp * p).sum(-1, keepdim=True))
+        return ds @ b, ds.transpose(-1, -2) @ a, p.transpose(-1, -2) @ dy
+
+
+class Queries(Attention):
+    """The names tell that all three are matrices."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return Attention.forward(ctx, q, k, v)
+
+
+class Vmapped(WithSetup):
+    generate_vmap_rule = True
+
+
+class LeavesOneOut(Function):
+    """Nothing hangs on w."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.exp()
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        return dy * ctx.saved_tensors[0].exp(), None
+
+
+class NoBias(LinearFunction):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return x @ weight.T
+
+
+def NoBias_inputs() -> Any:
+    return torch.randn(4, 3), torch.randn(2, 3), None
+
+
+class Embedding(Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.length = len(weight)
+        return weight[index]
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        (index,) = ctx.saved_tensors
+        return dy.new_zeros(ctx.length, dy.shape[-1]).index_add_(0, index, dy), None
+
+
+def Embedding_inputs() -> Any:
+    return torch.randn(5, 3), torch.tensor([0, 4, 1, 1])
+
+
 class Log(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -167,6 +267,33 @@ class Net(nn.Module):
 
 
 net = Net()
+
+
+class NormalisedNet(nn.Module):
+    """A strided weight is more than torch's own batch norm can bear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(3, 4), nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return LinearFunction.apply(self.norm(self.linear(x)), self.linear.weight.T, x[0])
+
+
+class KeepsOnItself:
+    """As layers are often written: `self` holds what the backward pass needs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.x = x
+        return x**2
+
+    def backward(self, dy: Tensor) -> Tensor:
+        return 2 * dy * self.x
+
+
+class KeepsTooLittle(KeepsOnItself):
+    def backward(self, dy: Tensor) -> Tensor:
+        return dy * self.x
 
 
 def product_forward(x: Tensor, w: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -262,6 +389,18 @@ class TwiceAtTheKink(ReLU):
 
 
 TwiceAtTheKink_inputs = ReLU_inputs
+
+
+class WrongInPlace(InPlace):
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        return -dy * (ctx.saved_tensors[0] > 0)
+
+
+class WrongOutputOfTwo(OneOutputOfTwo):
+    @staticmethod
+    def backward(ctx: Any, dsize: Tensor, dy: Tensor) -> Any:
+        return -dy * ctx.saved_tensors[0].cos()
 
 
 class Double(Function):
@@ -530,6 +669,18 @@ wrong_pair = (wrong_forward, lambda dy, saved: dy @ saved[1])
 class TakesClasses(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         raise ValueError("no input suits it")
+
+
+def returns_a_text(x: Tensor) -> str:
+    return "no"
+
+
+def many(x: Tensor) -> Tensor:
+    return x.sin()
+
+
+def many_inputs() -> Tensor:
+    return torch.randn(100, 150)
 
 
 not_a_target = 3.0

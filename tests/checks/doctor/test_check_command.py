@@ -79,6 +79,9 @@ def test_layers_of_ours() -> None:
         ((f"{FILE}:Double", "--seed", "-1"), "--seed is -1"),
         ((f"{FILE}:Double", "--shape", "a"), "--shape a"),
         ((f"{FILE}:LinearFunction", "--shape", "3x4", "5x6", "2"), "the forward pass fails"),
+        ((f"{FILE}:returns_a_text",), "the forward pass returns an object of type str"),
+        ((f"{FILE}:many",), "15000 numbers and 15000 of the outputs are too many"),
+        ((f"{FILE}:not_a_target",), "an object of type float cannot be examined"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(words: tuple[str, ...], said: str) -> None:

@@ -19,14 +19,16 @@ FILE = examined_functions.__file__
 RIGHT = (
     *("LinearFunction", "ReLU", "SavesItsOutput", "LayerNorm", "CrossEntropy", "Mask"),
     *("WithSetup", "TwoOutputs", "Log", "Float32Only", "net", "pair", "linear", "Double"),
-    *("Unsummed", "Square"),
+    *("Unsummed", "Square", "InPlace", "OneOutputOfTwo", "Attention", "Queries", "Vmapped"),
+    *("LeavesOneOut", "NoBias", "Embedding", "NormalisedNet", "KeepsOnItself"),
 )
 
 WRONG = (
     *("WrongSign", "WrongShape", "ComputesAll", "TwiceAtTheKink", "NeedsContiguous"),
     *("WritesToDy", "WritesToX", "IgnoresDy", "UsesDyTwice", "CapsDy", "AddsAConstant"),
     *("Remembers", "Accumulates", "SpendsItsContext", "BatchTooSmall", "BatchNotEmpty"),
-    *("Float32Inside", "HalfInside", "Rolls", "Fails", "wrong_pair"),
+    *("Float32Inside", "HalfInside", "Rolls", "Fails", "wrong_pair", "WrongInPlace"),
+    *("WrongOutputOfTwo", "KeepsTooLittle"),
 )
 
 
@@ -60,6 +62,23 @@ def test_a_wrong_pass_is_found(name: str) -> None:
     assert found.failures
     assert found.diagnoses[0].cause == "stub"
     assert all("\n" not in line for line in found.failures)
+
+
+def test_what_is_special_about_a_target_is_said() -> None:
+    assert any("it writes to its inputs" in note for note in report("InPlace").notes)
+    assert any("are judged: 1" in note for note in report("OneOutputOfTwo").notes)
+    (warning,) = report("KeepsOnItself").warnings
+    assert "second forward: dx is another" in warning
+    assert warning.endswith("it keeps one at a time")
+
+
+def test_an_argument_on_which_nothing_hangs_has_the_gradient_zero() -> None:
+    assert {row.verdict for row in report("LeavesOneOut").rows} == {"PASS"}
+
+
+def test_inputs_that_the_backward_pass_is_meant_for() -> None:
+    assert load(f"{FILE}:Attention").arguments["c"].ndim == 3
+    assert load(f"{FILE}:Queries").arguments["v"].ndim == 3
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -26,6 +26,13 @@ MENDED = {
     "SpendsItsContext": ("ctx.calls += 1", "ctx.calls = 1"),
     "BatchTooSmall": ("2 * dy if len(dy) > 1 else 3 * dy", "2 * dy"),
     "BatchNotEmpty": ("        dy.amax()\n", ""),
+    "WrongInPlace": (
+        "return -dy * (ctx.saved_tensors[0] > 0)",
+        "return dy * ctx.saved_tensors[0].sign()",
+    ),
+    "WrongOutputOfTwo": ("-dy * ctx.saved_tensors[0].cos()", "dy * ctx.saved_tensors[0].cos()"),
+    "HandsOutItsBuffer": ("buffer.copy_(1.5 * dy)", "(1.5 * dy)"),
+    "KeepsTooLittle": ("return dy * self.x", "return 2 * dy * self.x"),
     "Rolls": ("(1 + 0.01 * (Rolls.calls % 2))", "1"),
     "Float32Inside": (
         "dy.float() * ctx.saved_tensors[0].float().exp()",
