@@ -164,8 +164,8 @@ BAD = [
     ("nowhere", "expected file.py:NAME or package.module:NAME"),
     ("no.such.module:f", "ModuleNotFoundError: No module named"),
     (f"{FILE}:LinearFuncton", "did you mean LinearFunction?"),
-    (f"{FILE}:not_a_target", "a float cannot be examined"),
-    (f"{FILE}:ends", "a NoneType cannot be examined"),
+    (f"{FILE}:not_a_target", "of type float cannot be examined"),
+    (f"{FILE}:ends", "of type NoneType cannot be examined"),
     (f"{FILE}:TakesClasses", "no small inputs were found"),
     ("manualbp.layers:Sequential", None),
 ]
