@@ -227,7 +227,7 @@ def _of_other_dys(lab: Laboratory, name: str, draw: Draw, limit: float) -> list[
     gradient, right = other.got.get(name), other.true[name]
     if gradient is None or gradient.shape != right.shape:
         return []
-    loose = 10 * max(limit, lab.limits(other)[name])
+    loose = 10 * max(limit, lab.limit(other, name))
     if error_of(gradient.double(), right) <= loose or wrong_at_kinks_only(lab, name, other, loose):
         return []
     return _explain(lab, name, other)
@@ -248,7 +248,7 @@ def _wide(lab: Laboratory, name: str, draw: Draw, limit: float) -> Draw | None:
     gradient = wide.got.get(name)
     if gradient is None or gradient.shape != wide.true[name].shape:
         return wide
-    return None if error_of(gradient.double(), wide.true[name]) <= lab.limits(wide)[name] else wide
+    return None if error_of(gradient.double(), wide.true[name]) <= lab.limit(wide, name) else wide
 
 
 def _explain(lab: Laboratory, name: str, draw: Draw) -> list[Diagnosis]:
@@ -266,7 +266,7 @@ def _explain(lab: Laboratory, name: str, draw: Draw) -> list[Diagnosis]:
     intended = _of_a_flat_function(name, draws)
     if intended is not None:
         return [intended]
-    tight = 10 * max(lab.limits(d)[name] for d in draws)
+    tight = 10 * max(lab.limit(d, name) for d in draws)
     best = _best_fit(hypotheses(lab, name, draw), name, draws, tight)
     if best is not None:
         return _told(name, best, draws, tight)

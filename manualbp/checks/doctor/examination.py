@@ -177,7 +177,7 @@ def _examine(
     rows: list[Row] = []
     for dtype in examined:
         rows += _rows(trial, arguments, dtype, rows, seed, notes)
-    outcomes = _outcomes(trial, contracts, judge(trial))
+    outcomes = list(_outcomes(trial, contracts, judge(trial)))
     report = Report(
         name=subject.name,
         truth=truth.words,
@@ -191,6 +191,12 @@ def _examine(
     if report.verdict != "FAIL":
         return report
     return _explained(report, trial)
+
+
+def fails(trial: Trial) -> bool:
+    """Return whether `examine` finds anything wrong in the trial's own dtype; look no further."""
+    rows = judge(trial)
+    return any(map(_failed, rows)) or any(map(_failed, _outcomes(trial, tuple(CONTRACTS), rows)))
 
 
 def widest_dtype(subject: Subject, arguments: Arguments) -> torch.dtype:
@@ -555,21 +561,21 @@ SIZES = ("batch of one", "empty batch", "used twice")
 """Contracts that judge the numbers again. What is wrong without them is not their finding."""
 
 
-def _outcomes(trial: Trial, contracts: Sequence[str], rows: Sequence[Row]) -> list[Outcome]:
-    """Return what became of each contract; a subject that is not deterministic keeps none.
+def _outcomes(trial: Trial, contracts: Sequence[str], rows: Sequence[Row]) -> Generator[Outcome]:
+    """Yield what became of each contract; a subject that is not deterministic keeps none.
 
     `rows` are the verdicts on the gradients themselves.
     """
     try:
         trial.gradients()
     except Exception:  # the subject's own: the rows say so already
-        return []
+        return
     first = determinism(trial)
+    yield first
     if first.verdict == "FAIL":
-        return [first]
+        return
     wrong = {row.tensor for row in rows if row.verdict == "FAIL"}
     refused = any(row.verdict == "FAIL" and row.worst is None for row in rows)
-    outcomes = [first]
     for name in contracts:
         outcome = check_contract(name, trial)
         if outcome.verdict == "FAIL" and name in SIZES:
@@ -579,8 +585,7 @@ def _outcomes(trial: Trial, contracts: Sequence[str], rows: Sequence[Row]) -> li
                 outcome = Outcome(name, "SKIPPED", (reason,))
             else:
                 outcome = Outcome(name, "FAIL", tuple(news))
-        outcomes.append(outcome)
-    return outcomes
+        yield outcome
 
 
 # Failures -----------------------------------------------------------------------------------------

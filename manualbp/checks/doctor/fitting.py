@@ -99,9 +99,14 @@ def missing_term(name: str, draws: Sequence[Draw], limit: float) -> Term | None:
         return None
     sets = [axes for count in range(1, ndim + 1) for axes in combinations(range(ndim), count)]
     for axes in sets:
-        for what in _terms(name, draws[0], axes):
-            terms = [_term(name, draw, axes, what, limit) for draw in draws]
-            found = [term for term in terms if term is not None]
+        bases = [_terms(name, draw, axes) for draw in draws]
+        for what in bases[0]:
+            found: list[Term] = []
+            for draw, basis in zip(draws, bases, strict=True):
+                term = _term(name, draw, axes, what, basis.get(what), limit)
+                if term is None:
+                    break  # it must hold in every draw
+                found.append(term)
             # Where a place has one number that is wrong, any term fits.
             if len(found) == len(draws) and sum(t.surplus for t in found) >= 3:
                 return max(found, key=lambda term: term.error)
@@ -127,20 +132,26 @@ def _terms(name: str, draw: Draw, axes: tuple[int, ...]) -> dict[str, list[Tenso
     return found
 
 
-def _term(name: str, draw: Draw, axes: tuple[int, ...], what: str, limit: float) -> Term | None:
+def _term(
+    name: str,
+    draw: Draw,
+    axes: tuple[int, ...],
+    what: str,
+    basis: Sequence[Tensor] | None,
+    limit: float,
+) -> Term | None:
     right, ours = draw.true[name], draw.ours(name)
-    basis = _terms(name, draw, axes).get(what)
     if basis is None:
         return None
     group = torch.Size([right.shape[axis] for axis in axes]).numel()
     missing, scale = right - ours, max(largest_of(right), largest_of(ours))
     if group <= len(basis) or scale <= TINY or largest_of(missing) <= limit * scale:
         return None
-    if largest_of(_without(right, basis, axes)) <= limit * scale:
-        return None  # the whole gradient is of this kind: that a part is missing says nothing
     error = largest_of(_without(missing, basis, axes)) / scale
     if error > limit:
         return None
+    if largest_of(_without(right, basis, axes)) <= limit * scale:
+        return None  # the whole gradient is of this kind: that a part is missing says nothing
     wrong = missing.abs() > limit * scale
     surplus = int(wrong.sum()) - len(basis) * int(wrong.sum(axes).count_nonzero())
     return Term(axes, what, largest_of(missing) / scale, error, surplus)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from itertools import combinations, permutations
 from math import inf
 
@@ -594,21 +595,25 @@ def _sums(lab: Laboratory, name: str, first: Draw) -> Iterator[Hypothesis]:
         return
     wanted = first.ours(name).shape
     right = first.true[name].shape
-    for axis in axes_of_parts(first.dys[0]):
+    each = {
+        axis: cache(partial(contributions, lab, name, axis=axis))
+        for axis in axes_of_parts(first.dys[0])
+    }
+    for axis in each:
 
         def unsummed(draw: Draw, axis: int | None = axis) -> Tensor | None:
-            parts = contributions(lab, name, draw, axis)
+            parts = each[axis](draw)
             if parts.shape == wanted:
                 return parts
             return parts.reshape(wanted) if parts.numel() == wanted.numel() else None
 
         yield Hypothesis("not summed", f"it is not summed over {along(axis)}", unsummed)
     yield from _sums_of_broadcast(lab, name, first, wanted, right)
-    for axis in axes_of_parts(first.dys[0]):
+    for axis in each:
         for other in range(len(right)):
 
             def over_another(draw: Draw, axis: int | None = axis, other: int = other) -> Tensor:
-                return contributions(lab, name, draw, axis).sum(other + 1).reshape(wanted)
+                return each[axis](draw).sum(other + 1).reshape(wanted)
 
             parts = first.dys[0].shape[axis] if axis is not None else 0
             if right[other] and parts * (right.numel() // right[other]) == wanted.numel():
@@ -626,6 +631,7 @@ def _sums_of_broadcast(
     if first.true[name].numel() >= first.dys[0].numel():
         return
 
+    @cache
     def spread(draw: Draw) -> Tensor | None:
         """Return the contribution of each number of y, if it goes to one number at most."""
         slopes = jacobian(lab, name, draw)
@@ -676,17 +682,20 @@ def jacobian(lab: Laboratory, name: str, draw: Draw) -> Tensor:
 def _last_or_first(lab: Laboratory, name: str, first: Draw) -> Iterator[Hypothesis]:
     """Of the contributions to each number only the last or the first is there."""
     for axis in axes_of_parts(first.dys[0]):
+        each = cache(partial(contributions, lab, name, axis=axis))
 
-        def of_the_last(draw: Draw, axis: int | None = axis) -> Tensor:
-            return contributions(lab, name, draw, axis)[-1]
+        def of_the_last(draw: Draw, each: Callable[[Draw], Tensor] = each) -> Tensor:
+            return each(draw)[-1]
 
         words = f"only the last contribution along {along(axis)} is in it"
         words += ": each is assigned where it must be added"
         yield Hypothesis("assigned", words, of_the_last)
         for which, cause in (("last", "assigned"), ("first", "not summed")):
 
-            def only(draw: Draw, axis: int | None = axis, which: str = which) -> Tensor:
-                parts = contributions(lab, name, draw, axis)
+            def only(
+                draw: Draw, each: Callable[[Draw], Tensor] = each, which: str = which
+            ) -> Tensor:
+                parts = each(draw)
                 parts = parts.flip(0) if which == "last" else parts
                 there = parts != 0
                 chosen = there & (there.cumsum(0) == 1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import inf
+from math import inf, isfinite
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from manualbp.checks.doctor.subject import Arguments, Gradients, Pass, Subject
 from manualbp.checks.tolerances import TOLERANCES, Tolerance
 
 Truth = Callable[[Arguments, Sequence[Tensor]], Mapping[str, Tensor]]
-"""Gives the right gradients for arguments and upstream gradients."""
+"""Gives the right gradients for arguments and upstream gradients, neither of which it changes."""
 
 Dys = Sequence[Tensor]
 
@@ -29,7 +29,7 @@ DIFFERENCES = 1e-8
 """What a truth by differences of values may be off by in float64."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Draw:
     """Arguments and upstream gradients with what the subject and the truth make of them."""
 
@@ -72,7 +72,7 @@ class Laboratory:
     def true(self, arguments: Arguments, dys: Dys) -> dict[str, Tensor]:
         """Return the right gradients in float64."""
         with fixed_chance(arguments, SEED):
-            right = self.truth(copies(arguments), [copy_of(dy) for dy in dys])
+            right = self.truth(arguments, dys)
         return {name: tensor.detach().double() for name, tensor in right.items()}
 
     def slope(self, arguments: Arguments, dys: Dys, name: str, direction: Tensor) -> float:
@@ -99,6 +99,10 @@ class Laboratory:
         The truth is asked twice, for arguments that differ by a few roundings: what it then says
         differently is the least that rounding costs, and for differences of values their noise.
         """
+        return {name: self.limit(draw, name) for name in draw.true}
+
+    def limit(self, draw: Draw, name: str) -> float:
+        """Return the limit of one gradient."""
         dtype = working_dtype(draw.arguments)
         tolerance = TOLERANCES.get(dtype, HALF)
         scale = 1 + 4 * torch.finfo(dtype).eps
@@ -106,18 +110,15 @@ class Laboratory:
             name: (t.double() * scale).to(t.dtype) if t.is_floating_point() else t
             for name, t in draw.arguments.items()
         }
-        other = self.true(nudged, draw.dys)
-        found: dict[str, float] = {}
-        for name, right in draw.true.items():
-            moved = (other[name] - right).abs().flatten().nan_to_num(0.0)
-            largest = largest_of(right)
-            # A quantile, since a few numbers may stand where the derivative jumps.
-            typical = moved.quantile(0.75).item() / largest if moved.numel() and largest else 0.0
-            # Autograd moves with its arguments to a few roundings. Differences of values do not,
-            # and then have an error of the method as well, which does not show here.
-            method = DIFFERENCES if typical > 100 * torch.finfo(torch.float64).eps else 0.0
-            found[name] = min(max(tolerance.floor, 10 * typical, method), 0.2)
-        return found
+        right, other = draw.true[name], self.true(nudged, draw.dys)[name]
+        moved = (other - right).abs().flatten().nan_to_num(0.0)
+        largest = largest_of(right)
+        # A quantile, since a few numbers may stand where the derivative jumps.
+        typical = moved.quantile(0.75).item() / largest if moved.numel() and largest else 0.0
+        # Autograd moves with its arguments to a few roundings. Differences of values do not, and
+        # then have an error of the method as well, which does not show here.
+        method = DIFFERENCES if typical > 100 * torch.finfo(torch.float64).eps else 0.0
+        return min(max(tolerance.floor, 10 * typical, method), 0.2)
 
 
 def working_dtype(arguments: Arguments) -> torch.dtype:
@@ -133,11 +134,13 @@ def error_of(ours: Tensor, right: Tensor) -> float:
     """
     if ours.shape != right.shape:
         return inf
-    defined = right.isfinite()
-    ours, right = ours[defined], right[defined]
-    if not ours.isfinite().all():
-        return inf
     difference = largest_of(ours - right)
+    if not isfinite(difference):
+        defined = right.isfinite()
+        ours, right = ours[defined], right[defined]
+        if not ours.isfinite().all():
+            return inf
+        difference = largest_of(ours - right)
     if difference == 0:
         return 0.0
     scale = largest_of(right)

@@ -7,80 +7,62 @@ need no formula are put into every subject; the others name the operations that 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 
-import torch
 from torch import Tensor
 
-from manualbp.checks.agreement import Inputs
-from manualbp.checks.contract import Trial, loss_case
 from manualbp.checks.doctor.bugs import BUGS, Bug, Scene
-from manualbp.checks.doctor.laboratory import Truth
+from manualbp.checks.doctor.contracts import Trial
 from manualbp.checks.doctor.operations import OPERATIONS
-from manualbp.checks.doctor.subject import (
-    Arguments,
-    Gradients,
-    LayerSubject,
-    Pass,
-    Subject,
-)
-from manualbp.checks.registry import layer_cases, loss_cases
-from manualbp.parameters import Parameters
-from reference.cases import Case
+from manualbp.checks.doctor.subject import Arguments, Gradients, Pass
+from manualbp.checks.doctor.targets import of_case
+from manualbp.checks.doctor.truth import Reference
+from manualbp.checks.registry import case_owner, find_cases
+from reference.cases import Case, LossCase
 
 
 @dataclass(frozen=True)
 class Specimen:
-    """A right subject with arguments, an upstream gradient, and the truth about it."""
+    """A right subject on arguments in float64, with the truth about it."""
 
     label: str
-    subject: Subject
-    arguments: Arguments
-    dys: Sequence[Tensor]
-    truth: Truth
+    trial: Trial
 
 
-def specimens_of_operations(seed: int, dtype: torch.dtype = torch.float64) -> list[Specimen]:
-    """Return every operation with numbers drawn from a seed."""
-    found: list[Specimen] = []
-    for name, operation in OPERATIONS.items():
-        arguments = {
-            n: t.to(dtype) if t.is_floating_point() else t
-            for n, t in operation.arguments(seed).items()
-        }
-        generator = torch.Generator().manual_seed(seed + 1)
-        y = operation.run(arguments).outputs[0]
-        dy = torch.randn(y.shape, generator=generator, dtype=torch.float64).to(dtype)
-        found.append(Specimen(name, operation, arguments, [dy], operation.truth))
-    return found
+@cache
+def cases() -> dict[str, Case | LossCase]:
+    """Return every case of every layer and loss by its label."""
+    return {f"{case_owner(case)}, {case.name}": case for case in find_cases("all")}
 
 
-def specimens_of_layers(seed: int, dtype: torch.dtype = torch.float64) -> list[Specimen]:
-    """Return every case of every layer and loss."""
-    found: list[Specimen] = []
-    for case in [*layer_cases(), *map(loss_case, loss_cases())]:
-        trial = Trial.of(case, dtype, "cpu", seed)
-        subject = LayerSubject(trial.case.layer, case.training, seed)
-        arguments = {"x": trial.inputs.x, **trial.inputs.parameters.named()}
-        label = f"{trial.owner}, {case.name}"
-        found.append(
-            Specimen(label, subject, arguments, [trial.inputs.dy], truth_of(trial.case, seed))
-        )
-    return found
+def labels() -> list[str]:
+    """Return the labels of all right subjects: the operations, then the layers and losses."""
+    return [*OPERATIONS, *cases()]
 
 
-def truth_of(case: Case, seed: int) -> Truth:
-    """Return the gradients of a case's twin through autograd, in float64."""
+def labels_of_mutants() -> list[str]:
+    """Return the labels of what mutants are made of.
 
-    def truth(arguments: Arguments, dys: Sequence[Tensor]) -> dict[str, Tensor]:
-        parameters = Parameters.zeros(case.layer.shapes(), dtype=torch.float64)
-        for name, tensor in parameters.named().items():
-            tensor.copy_(arguments[name])
-        inputs = Inputs(parameters, arguments["x"].double(), dys[0].double(), seed)
-        results = Trial(case, inputs).through_autograd(torch.float64)
-        return {name.removeprefix("d"): t for name, t in results.items() if name != "y"}
+    Of each layer and loss the first case that has at least six numbers to compare.
+    """
+    first: dict[str, str] = {}
+    for label, case in cases().items():
+        if specimen(label, 0).trial.arguments["x"].numel() >= 6:
+            first.setdefault(case_owner(case), label)
+    return [*OPERATIONS, *first.values()]
 
-    return truth
+
+def specimen(label: str, seed: int) -> Specimen:
+    """Return a right subject with numbers drawn from a seed."""
+    if label in OPERATIONS:
+        operation = OPERATIONS[label]
+        arguments = operation.arguments(seed)
+        truth = Reference(lambda given: [operation.function(given)], "autograd")
+        return Specimen(label, Trial.of(operation, arguments, truth, seed + 1))
+    target = of_case(cases()[label], seed)
+    assert target.truth is not None  # every layer and loss has a twin
+    return Specimen(label, Trial.of(target.subject, target.arguments, target.truth, seed))
 
 
 @dataclass(frozen=True)
@@ -94,13 +76,18 @@ class Mutant:
     """What the subject keeps from one run to the next, if its bug is to keep something."""
 
     @property
+    def trial(self) -> Trial:
+        """Return the mutant on the arguments of its specimen."""
+        return replace(self.specimen.trial, subject=self)
+
+    @property
     def name(self) -> str:
         """Return the bug, the subject and the argument."""
         return f"{self.bug.name}: {self.specimen.label}, {self.argument}"
 
     def run(self, arguments: Arguments) -> MutantPass:
         """Make the right forward pass."""
-        done = self.specimen.subject.run(arguments)
+        done = self.specimen.trial.subject.run(arguments)
         self.memory.update({f"latest {name}": t.clone() for name, t in arguments.items()})
         return MutantPass(self, arguments, done)
 
@@ -122,44 +109,26 @@ class MutantPass:
     def backward(self, dys: Sequence[Tensor]) -> Gradients:
         """Return the gradients, one of them wrong."""
         right = self.done.backward(dys)
-        subject = self.mutant.specimen.subject
+        subject = self.mutant.specimen.trial.subject
         memory, name = self.mutant.memory, self.mutant.argument
         scene = Scene(subject, self.arguments, self.outputs[0], dys[0], right, memory, self.kept)
         return {**right, name: self.mutant.bug.mutate(scene, name)}
 
 
-def mutants(seed: int) -> Iterator[Mutant]:
-    """Yield the catalogue: each bug in each subject that can have it."""
-    for specimen in [*specimens_of_operations(seed), *_one_case_a_layer(seed)]:
-        right = specimen.truth(specimen.arguments, specimen.dys)
-        done = specimen.subject.run(specimen.arguments)
-        for name, gradient in right.items():
-            if gradient.abs().max() <= 1e-9:
-                continue  # nothing can be wrong by a factor where all is zero
-            scene = Scene(
-                specimen.subject,
-                specimen.arguments,
-                done.outputs[0],
-                specimen.dys[0],
-                done.backward(specimen.dys),
-                {},
-                {},
-            )
-            for bug in BUGS:
-                if bug.only and (specimen.label, name) not in bug.only:
-                    continue
-                if bug.behaves or bug.only or _shows(bug, scene, name):
-                    yield Mutant(specimen, bug, name)
-
-
-def _one_case_a_layer(seed: int) -> list[Specimen]:
-    """Return the first case of each layer and loss that has at least six numbers to compare."""
-    found: dict[str, Specimen] = {}
-    for specimen in specimens_of_layers(seed):
-        owner = specimen.label.partition(",")[0]
-        if specimen.arguments["x"].numel() >= 6:
-            found.setdefault(owner, specimen)
-    return list(found.values())
+def mutants(specimen: Specimen) -> Iterator[Mutant]:
+    """Yield the catalogue: each bug that the subject can have, in each of its gradients."""
+    trial = specimen.trial
+    y = trial.subject.run(trial.arguments).outputs[0]
+    right = trial.gradients()
+    scene = Scene(trial.subject, trial.arguments, y, trial.dys[0], right, {}, {})
+    for name, gradient in right.items():
+        if gradient is None or gradient.abs().max() <= 1e-9:
+            continue  # nothing can be wrong by a factor where all is zero
+        for bug in BUGS:
+            if bug.only and (specimen.label, name) not in bug.only:
+                continue
+            if bug.behaves or bug.only or _shows(bug, scene, name):
+                yield Mutant(specimen, bug, name)
 
 
 def _shows(bug: Bug, scene: Scene, name: str) -> bool:

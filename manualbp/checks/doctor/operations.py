@@ -35,11 +35,6 @@ class Operation:
             for name, shape in self.shapes.items()
         }
 
-    def truth(self, arguments: Arguments, dys: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Return the right gradients in float64."""
-        wide = {n: t.double() if t.is_floating_point() else t for n, t in arguments.items()}
-        return self.gradients(wide, [dy.double() for dy in dys])
-
     def gradients(self, arguments: Arguments, dys: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return the gradients by autograd in the arguments' own dtype."""
         leaves = {

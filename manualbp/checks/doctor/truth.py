@@ -7,9 +7,10 @@ the slope jumps, every slope between the one-sided derivatives is right.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import product
 from math import frexp
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ Function = Callable[[Arguments], Sequence[Tensor]]
 """Computes the outputs from the arguments."""
 
 Place = tuple[int, ...]
+
+T = TypeVar("T")
 
 STEPS: Mapping[torch.dtype, tuple[float, ...]] = {
     torch.float64: (2.0**-10, 2.0**-13, 2.0**-16, 2.0**-19),
@@ -42,6 +45,9 @@ MOST_SLOPES = 2**24
 
 MOST_DOUBLINGS = 100
 """A step is no longer than 2 to this power, which keeps it a number in float32."""
+
+MOST_KEPT = 1_000_000
+"""A reference remembers what it worked out from so many numbers in all."""
 
 MOST_KNOWN = 16
 """Slopes at so many arguments are remembered: every contract asks for the same again."""
@@ -105,13 +111,16 @@ class Truth(Protocol):
 class Reference:
     """A function that autograd can differentiate, in float64; differences only say where kinks are.
 
-    `own` are names of arguments whose gradients are wanted; None is all floating ones.
+    `own` are names of arguments whose gradients are wanted; None is all floating ones. The function
+    gives the same for the same arguments, so each question is worked out once: many contracts and
+    hypotheses ask the same.
     """
 
     def __init__(self, function: Function, words: str, own: Collection[str] | None = None) -> None:
         self._function = function
         self._own = own
         self.words = words
+        self._memory = Memory()
 
     def __call__(self, arguments: Arguments, dys: Sequence[Tensor]) -> Mapping[str, Tensor]:
         return self.gradients(arguments, dys, torch.float64)
@@ -124,7 +133,17 @@ class Reference:
     def gradients(
         self, arguments: Arguments, dys: Sequence[Tensor], dtype: torch.dtype
     ) -> Mapping[str, Tensor]:
-        """Return autograd's gradients, computed in any dtype."""
+        """Return autograd's gradients, computed in any dtype. They are not to be written to."""
+        tensors = [*arguments.values(), *dys]
+        size = sum(tensor.numel() for tensor in tensors)
+        if size > MOST_KEPT:
+            return self._gradients(arguments, dys, dtype)
+        question = ("gradients", dtype, *arguments, *_content(tensors))
+        return self._memory.answer(question, size, lambda: self._gradients(arguments, dys, dtype))
+
+    def _gradients(
+        self, arguments: Arguments, dys: Sequence[Tensor], dtype: torch.dtype
+    ) -> Mapping[str, Tensor]:
         names = [n for n in floating(arguments) if self._own is None or n in self._own]
         leaves = {
             name: tensor.detach().clone().requires_grad_(name in names)
@@ -132,7 +151,11 @@ class Reference:
         }
         with torch.enable_grad():
             outputs = self._function(leaves)
-        pairs = [(y, dy.to(y.dtype)) for y, dy in zip(outputs, dys, strict=True) if y.requires_grad]
+        pairs = [
+            (y, dy.to(y.dtype, copy=True))
+            for y, dy in zip(outputs, dys, strict=True)
+            if y.requires_grad
+        ]
         if not pairs:
             return {name: torch.zeros_like(leaves[name]) for name in names}
         gradients = torch.autograd.grad(
@@ -178,8 +201,11 @@ class Reference:
                 return flat(self._function(exact))
 
         dy = flat([dy.double() for dy in dys])
+        where = ("slopes", name, *_content(list(exact.values())))
         for place in places:
-            slopes = slopes_at(f, exact[name], place)
+            slopes = self._memory.answer(
+                (*where, place), 4 * dy.numel(), partial(slopes_at, f, exact[name], place)
+            )
             if slopes.kink:
                 ends = torch.minimum(slopes.low * dy, slopes.high * dy).sum()
                 other = torch.maximum(slopes.low * dy, slopes.high * dy).sum()
@@ -261,6 +287,31 @@ class Differences:
                     for name in names
                 }
         return self._known[key]
+
+
+class Memory:
+    """Answers to questions, as many as have room."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[object, ...], Any] = {}
+        self._kept = 0
+
+    def answer(self, question: tuple[object, ...], size: int, work: Callable[[], T]) -> T:
+        """Return the answer to a question about so many numbers; work it out if it is not known."""
+        if question not in self._known:
+            if self._kept + size > MOST_KEPT:
+                self._known.clear()
+                self._kept = 0
+            self._known[question] = work()
+            self._kept += size
+        return self._known[question]
+
+
+def _content(tensors: Sequence[Tensor]) -> Iterator[object]:
+    """Yield what makes tensors the same as others: their numbers, not where these lie in memory."""
+    for tensor in tensors:
+        yield from (tensor.device, tensor.dtype, tensor.shape)
+        yield tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _numbers(tensor: Tensor) -> tuple[float, ...]:
