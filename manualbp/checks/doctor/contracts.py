@@ -115,13 +115,17 @@ class Trial:
 
     def resized(self, old: int, new: int) -> Trial:
         """Return the trial with every axis of length `old` cut to `new`. Raises Refused."""
-        if isinstance(self.subject, OfLayer) and isinstance(self.subject.layer, WithLoss):
+        if _holds_targets(self.subject):
             raise Refused("the targets would have to follow")
         arguments = {n: _cut(tensor, old, new) for n, tensor in self.arguments.items()}
         try:
             return self.with_arguments(arguments)
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
             raise Refused(f"the forward pass refuses these sizes: {first_line(error)}") from None
+
+
+def _holds_targets(subject: Subject) -> bool:
+    return isinstance(subject, OfLayer) and isinstance(subject.layer, WithLoss)
 
 
 def _cut(tensor: Tensor, old: int, new: int) -> Tensor:
@@ -331,13 +335,13 @@ def inputs_of(trial: Trial) -> list[str]:
 
 def batch_of_one(trial: Trial) -> list[str]:
     """A batch of one example has the right gradients."""
-    small = trial.resized(batch_length(trial), 1)
+    small = with_batch(trial, 1)
     return _right(small, "for a batch of one")
 
 
 def empty_batch(trial: Trial) -> list[str]:
     """A batch without examples adds nothing to the gradients."""
-    small = trial.resized(batch_length(trial), 0)
+    small = with_batch(trial, 0)
     if any(dy.numel() for dy in small.dys):
         raise Refused("the output of an empty batch is not empty")
     try:
@@ -588,6 +592,31 @@ def batch_length(trial: Trial) -> int:
     if not first.ndim:
         raise Refused("the first argument has no axes")
     return first.shape[0]
+
+
+def with_batch(trial: Trial, examples: int) -> Trial:
+    """Return the trial with so many examples. Raises Refused where they cannot be told.
+
+    A weight may be as long as the batch and is not to be cut with it: the tensors with examples are
+    those without which an output would not be shorter along its first axis, and along no other.
+    """
+    length = batch_length(trial)
+    if _holds_targets(trial.subject):
+        raise Refused("the targets would have to follow")
+    first, *others = (n for n, t in trial.arguments.items() if t.ndim and len(t) == length)
+    wanted = [(examples, *dy.shape[1:]) if dy.ndim else None for dy in trial.dys]
+    for chosen in ((), *((name,) for name in others), tuple(others)):
+        arguments = {
+            name: tensor[:examples].clone() if name in (first, *chosen) else tensor
+            for name, tensor in trial.arguments.items()
+        }
+        try:
+            small = trial.with_arguments(arguments)
+        except Exception:  # the subject's own: it does not take these together
+            continue
+        if [tuple(dy.shape) for dy in small.dys] == wanted:
+            return small
+    return trial.resized(length, examples)
 
 
 def choices(names: Sequence[str]) -> Iterator[tuple[str, ...]]:

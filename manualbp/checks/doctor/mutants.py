@@ -33,7 +33,13 @@ class Specimen:
 @cache
 def cases() -> dict[str, Case | LossCase]:
     """Return every case of every layer and loss by its label."""
-    return {f"{case_owner(case)}, {case.name}": case for case in find_cases("all")}
+    found: dict[str, Case | LossCase] = {}
+    for case in find_cases("all"):
+        label = f"{case_owner(case)}, {case.name}"
+        if label in found:  # the same class with other options
+            label = f"{case.layer if isinstance(case, Case) else case.loss}, {case.name}"
+        found[label] = case
+    return found
 
 
 def labels() -> list[str]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from manualbp.checks.doctor.contracts import Trial, batch_length
+from manualbp.checks.doctor.contracts import Trial, with_batch
 from manualbp.checks.doctor.examination import Report, limits_of
 from manualbp.checks.doctor.subject import Arguments
 from manualbp.checks.doctor.subjects import OfLayer, OfModule, OfPair, ThroughAutograd
@@ -307,8 +307,7 @@ def _written(
     dtype = failing[0].dtype if failing else str(trial.dtype).removeprefix("torch.")
     contracts = [outcome.contract for outcome in report.outcomes if outcome.verdict == "FAIL"]
     if not failing and contracts and set(contracts) <= set(SIZES):
-        size = batch_length(trial)
-        trial = trial.resized(size, 0 if contracts == ["empty batch"] else 1)
+        trial = with_batch(trial, 0 if contracts == ["empty batch"] else 1)
     elif not contracts or sum(t.numel() for t in trial.arguments.values()) > MOST_NUMBERS:
         trial = report.witness or trial
     arguments = converted(trial.arguments, getattr(torch, dtype))

@@ -4,11 +4,20 @@ import examined_functions
 import pytest
 import torch
 
-from manualbp.checks.doctor.contracts import CONTRACTS, Outcome, Trial, check_contract, determinism
+from manualbp.checks.doctor.contracts import (
+    CONTRACTS,
+    Outcome,
+    Trial,
+    check_contract,
+    determinism,
+    with_batch,
+)
 from manualbp.checks.doctor.examination import differences_of
+from manualbp.checks.doctor.operations import OPERATIONS
 from manualbp.checks.doctor.targets import load, of_case, wrap
+from manualbp.checks.doctor.truth import Reference
 from manualbp.checks.registry import find_cases
-from manualbp.layers import Linear
+from manualbp.layers import Linear, Maxout
 from reference.cases import Case
 
 FILE = examined_functions.__file__
@@ -146,3 +155,24 @@ def test_a_contract_leaves_the_arguments_and_dy_as_they_were() -> None:
     for name in CONTRACTS:
         check_contract(name, now)
         assert torch.equal(now.dys[0], before[0]), name
+
+
+def test_a_length_that_equals_the_batch_is_not_cut_with_it():
+    # Its passes know how many outputs it has, so that they cannot do with fewer.
+    target = of_case(Case("as many outputs as examples", Maxout(4, 3, 2), (3, 4)))
+    trial = Trial.of(target.subject, target.arguments, target.truth, 0)
+    for examples in (0, 1):
+        small = with_batch(trial, examples)
+        assert small.arguments["x"].shape == (examples, 4)
+        assert small.arguments["weight"].shape == trial.arguments["weight"].shape
+    for contract in ("empty batch", "batch of one"):
+        assert check_contract(contract, trial).verdict == "PASS"
+
+
+def test_all_tensors_with_examples_are_cut():
+    truth = Reference(lambda given: [given["a"] * given["b"]], "autograd")
+    arguments = {name: torch.randn(3, 3, dtype=torch.float64) for name in ("a", "b")}
+    trial = Trial.of(OPERATIONS["product"], arguments, truth, 0)
+    for examples in (0, 1):
+        small = with_batch(trial, examples)
+        assert {tuple(t.shape) for t in small.arguments.values()} == {(examples, 3)}
