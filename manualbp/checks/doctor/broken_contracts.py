@@ -22,6 +22,7 @@ from manualbp.checks.doctor.contracts import (
     first_line,
     inputs_of,
     largest,
+    with_batch,
 )
 from manualbp.checks.doctor.diagnosis import NOT_RECOGNISED, diagnose
 from manualbp.checks.doctor.subject import Diagnosis
@@ -169,15 +170,14 @@ def _strides_of_inputs(trial: Trial, outcome: Outcome) -> Iterator[Diagnosis]:
 
 def _one_example(trial: Trial, outcome: Outcome) -> Iterator[Diagnosis]:
     """Examine the batch of one as any other."""
-    length = batch_length(trial)
-    small = trial.resized(length, 1)
+    small = with_batch(trial, 1)
     for found in diagnose(small.subject, small.arguments, small.dys, small.truth):
         if found.cause != "error" and found.argument not in _named(outcome):
             continue
         what = found.words
         if found.cause == "constant factor":  # which is no length here: all that matter are 1
             what = what.partition(":")[0]
-        evidence = f"{found.evidence}; with {length} it is right"
+        evidence = f"{found.evidence}; with {batch_length(trial)} it is right"
         yield replace(found, words=f"for a batch of one, {what}", evidence=evidence)
 
 

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
+from manualbp.checks.agreement import make_inputs
 from manualbp.checks.differences import central_differences
 from manualbp.checks.doctor.diagnosis import diagnose
-from manualbp.checks.doctor.mutants import specimens_of_layers
+from manualbp.checks.doctor.mutants import cases, specimen
 from manualbp.checks.doctor.subject import LayerSubject
+from manualbp.checks.doctor.truth import converted
 from manualbp.layers import Linear
 
 
@@ -444,12 +446,13 @@ def test_truth_by_differences_accuses_nobody():
 
 def test_a_winner_that_rounding_decides_is_no_loss_of_precision():
     # With seed 9 two pieces of a Maxout are so near to each other that bfloat16 takes the other.
-    found = specimens_of_layers(9, torch.bfloat16)
-    (maxout,) = (s for s in found if s.label == "Maxout, normal")
-    right = maxout.truth(maxout.arguments, maxout.dys)["x"]
-    ours = maxout.subject.run(maxout.arguments).backward(maxout.dys)["x"].double()
+    maxout = specimen("Maxout, normal", 9).trial
+    arguments = converted(maxout.arguments, torch.bfloat16)
+    dys = [make_inputs(cases()["Maxout, normal"], torch.bfloat16, "cpu", 9).dy]
+    right = maxout.truth(arguments, dys)["x"]
+    ours = maxout.subject.run(arguments).backward(dys)["x"].double()
     assert (ours - right).abs().max() > 0.3 * right.abs().max()
-    assert diagnose(maxout.subject, maxout.arguments, maxout.dys, maxout.truth) == []
+    assert diagnose(maxout.subject, arguments, dys, maxout.truth) == []
 
 
 @pytest.mark.parametrize("forward", [swish, cubed])
