@@ -56,12 +56,9 @@ class Captured:
         It runs in inference mode. To enter that costs as much as a few operations: a loop over
         small steps enters it once, outside.
         """
-        if torch.is_inference_mode_enabled():
-            return self._run(arguments)
-        with torch.inference_mode():
-            return self._run(arguments)
-
-    def _run(self, arguments: Sequence[Tensor]) -> Tensor:
+        if not torch.is_inference_mode_enabled():
+            with torch.inference_mode():
+                return self(*arguments)
         # get_device() is a number, many times cheaper to look up than .device.
         key = tuple([(a.shape, a.dtype, a.get_device()) for a in arguments])
         recording = self.recordings.get(key)
@@ -234,10 +231,14 @@ def _plan(calls: list[Call], arguments: list[Tensor], result: Tensor) -> Recordi
     own_result = place(result)
 
     def replay(values: Sequence[Tensor]) -> None:
-        inputs.read(values)
+        for write, number in inputs.copies:
+            write(values[number])
+        if inputs.views:
+            inputs.show(values)
         for call in program:
             call()
-        inputs.forget()
+        if inputs.views:
+            inputs.forget()
 
     return Recording(own_result, replay, len(program), arena.bytes)
 
@@ -360,27 +361,25 @@ class Inputs:
 
     def __init__(self, arguments: list[Tensor], own: set[int]) -> None:
         self._number = {_memory(argument): i for i, argument in enumerate(arguments)}
-        self._copies: list[tuple[int, Tensor]] = []
-        self._views: dict[int, dict[tuple[Any, ...], Tensor]] = {}
+        self.copies: list[tuple[Callable[[Tensor], Tensor], int]] = []
+        self.views: dict[int, dict[tuple[Any, ...], Tensor]] = {}
         self._strides = [argument.stride() for argument in arguments]
         for i, argument in enumerate(arguments):
             if argument.nbytes < LARGE or _memory(argument) in own:
-                self._copies.append((i, argument))
+                self.copies.append((argument.copy_, i))
             else:
-                self._views[i] = {}
+                self.views[i] = {}
 
     def place(self, leaf: Tensor) -> Tensor:
         """Return the one tensor that stands for an argument, or for this view of it."""
         number = self._number.get(_memory(leaf), -1)
-        if number not in self._views:
+        if number not in self.views:
             return leaf
-        return self._views[number].setdefault(_layout(leaf), _alias(leaf))
+        return self.views[number].setdefault(_layout(leaf), _alias(leaf))
 
-    def read(self, values: Sequence[Tensor]) -> None:
-        """Let the program read these arguments."""
-        for i, copy in self._copies:
-            copy.copy_(values[i])
-        for i, views in self._views.items():
+    def show(self, values: Sequence[Tensor]) -> None:
+        """Let the program read the large ones of these arguments."""
+        for i, views in self.views.items():
             value, stride = values[i], self._strides[i]
             if value.stride() != stride:  # the kernels were told the recording's
                 value = value.new_empty_strided(value.size(), stride).copy_(value)
@@ -390,7 +389,7 @@ class Inputs:
 
     def forget(self) -> None:
         """Let go of the caller's memory."""
-        for views in self._views.values():
+        for views in self.views.values():
             for view in views.values():
                 cast(Any, view).set_()
 
@@ -400,6 +399,9 @@ def _into(op: OpOverload, args: Any, kwargs: Any, out: Tensor) -> Callable[[], A
     name, overload = _name(op), _overload(op)
     if name in ("clone", "_to_copy"):
         return partial(out.copy_, args[0])
+    writes_over = torch.Tag.pointwise in op.tags and isinstance(args[0], Tensor)
+    if writes_over and _place(args[0]) == _place(out) and hasattr(out, f"{name}_"):
+        return _in_place(op, (out, *args[1:]), kwargs)  # the same kernel, and quicker to call
     if name == "rsub":  # 1 - y; it has no fast `out` form of its own
         name, args = "sub", (args[1], args[0], *args[2:])
     if name in ("sum", "mean") and len(args) == 1:  # over all axes: with `out` they must be named
@@ -432,9 +434,9 @@ def _into_several(call: Call, args: Any, kwargs: Any, outs: list[Tensor]) -> Cal
 
 def _in_place(op: OpOverload, args: Any, kwargs: Any) -> Callable[[], Any]:
     """Return a call of an operation that changes its first argument."""
-    name, (changed, *others) = _name(op), args
-    others = _with_tensors_for_numbers(name.removesuffix("_"), others, changed)
-    return partial(getattr(changed, name), *others, **kwargs)
+    name, (changed, *others) = _name(op).removesuffix("_"), args
+    others = _with_tensors_for_numbers(name, others, changed)
+    return partial(getattr(changed, f"{name}_"), *others, **kwargs)
 
 
 def _with_tensors_for_numbers(name: str, args: Sequence[Any], like: Tensor) -> Sequence[Any]:
@@ -546,6 +548,10 @@ def _alias(tensor: Tensor) -> Tensor:
 def _layout(tensor: Tensor) -> tuple[Any, ...]:
     place = tensor.shape, tensor.stride(), tensor.storage_offset()
     return *place, tensor.dtype, tensor.untyped_storage().nbytes()
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), *_layout(tensor)
 
 
 def _size(tensor: Tensor) -> int:
