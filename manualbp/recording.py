@@ -93,11 +93,13 @@ def record(step: Step, arguments: Sequence[Tensor]) -> Recording:
         own = [argument.clone() for argument in arguments]
         with tape:
             result = step(*own)
-        tape.undo()
         if result.is_cuda:
+            tape.undo()
             with torch.cuda.device(result.device):
                 return _record_graph(step, own, tape)
-    return _plan(tape.calls, own, result)
+    recording = _plan(tape.calls, own, result)
+    tape.undo()  # last, because planning tries operations out, and some draw random numbers
+    return recording
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ class Tape(TorchDispatchMode):
         self.generators: list[torch.Generator] = []
         self._made: set[int] = set()
         self._before: list[tuple[Tensor, Tensor]] = []
-        self._states: list[tuple[torch.Generator, Tensor]] = []
+        self._states = [(own, own.get_state()) for own in _generators_of_torch()]
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -210,7 +212,7 @@ def _plan(calls: list[Call], arguments: list[Tensor], result: Tensor) -> Recordi
     blocks = _lifetimes(kept, result)
     arena = Arena(blocks, result.device)
     own = {_memory(result)}.union(*({_memory(t) for t in call.changed} for call in kept))
-    inputs = Inputs(arguments, own)
+    inputs = Inputs(arguments, own, arena)
 
     def place(tensor: Tensor) -> Tensor:
         return inputs.place(arena.place(tensor))
@@ -338,6 +340,10 @@ class Arena:
             self.bytes = max(self.bytes, block.start + block.size)
         self._memory = torch.empty(self.bytes, dtype=torch.uint8, device=device)
 
+    def holds(self, tensor: Tensor) -> bool:
+        """Return whether the tensor lies here."""
+        return _memory(tensor) == _memory(self._memory)
+
     def place(self, leaf: Tensor) -> Tensor:
         """Return a result of the recording as it lies here; another tensor as it is."""
         block = self._blocks.get(_memory(leaf))
@@ -356,10 +362,11 @@ class Inputs:
     """The arguments: large ones are read where the caller has them, the others copied.
 
     An argument in memory that is the recording's `own`, because the step changes or returns it, is
-    copied too.
+    copied too; and so is the result of the last call, over which this one writes.
     """
 
-    def __init__(self, arguments: list[Tensor], own: set[int]) -> None:
+    def __init__(self, arguments: list[Tensor], own: set[int], arena: Arena) -> None:
+        self._arena = arena
         self._number = {_memory(argument): i for i, argument in enumerate(arguments)}
         self.copies: list[tuple[Callable[[Tensor], Tensor], int]] = []
         self.views: dict[int, dict[tuple[Any, ...], Tensor]] = {}
@@ -381,7 +388,8 @@ class Inputs:
         """Let the program read the large ones of these arguments."""
         for i, views in self.views.items():
             value, stride = values[i], self._strides[i]
-            if value.stride() != stride:  # the kernels were told the recording's
+            # The kernels were told the recording's strides.
+            if value.stride() != stride or self._arena.holds(value):
                 value = value.new_empty_strided(value.size(), stride).copy_(value)
             storage, start = value.untyped_storage(), value.storage_offset()
             for (size, stride, offset, *_), view in views.items():
@@ -501,6 +509,12 @@ def _workspace_of_its_own() -> Generator[None]:
 
 def _forget_workspaces() -> None:
     cast(Any, torch._C)._cuda_clearCublasWorkspaces()  # pyright: ignore[reportPrivateUsage]
+
+
+def _generators_of_torch() -> list[torch.Generator]:
+    """Return the default generators: the CPU's, and that of each GPU once CUDA is in use."""
+    gpus = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
+    return [torch.default_generator, *gpus]
 
 
 def _schema(op: OpOverload) -> torch.FunctionSchema:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from weakref import ref
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from manualbp.optimizers import (
     RMSprop,
 )
 from manualbp.parameters import Parameters
-from manualbp.recording import LARGE, MOST_SHAPES, Captured, capture
+from manualbp.recording import LARGE, MOST_SHAPES, Arena, Block, Captured, capture
 from manualbp.training.engine import ManualEngine
 from manualbp.training.step import TrainingStep
 
@@ -202,12 +203,32 @@ def test_a_result_still_needed_is_not_overwritten() -> None:
         assert torch.equal(captured(x), step(x))
 
 
+def test_an_operand_that_is_read_in_two_ways_is_not_overwritten() -> None:
+    def step(x: Tensor) -> Tensor:
+        product = x @ x  # dies at the sum, which must not write over what it has yet to read
+        return product + product.T
+
+    captured = capture(step)
+    x = torch.randn(100, 100, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(captured(x), step(x))
+
+
+def test_the_largest_blocks_get_their_places_first() -> None:
+    places = [(128, 0, 2), (256, 1, 3), (64, 0, 0)]  # bytes, from this call to that
+    blocks = {number: Block(*place) for number, place in enumerate(places)}
+    assert Arena(blocks, torch.device("cpu")).bytes == 128 + 256  # the last lies where the second
+
+
 @pytest.mark.parametrize("large", [0, LARGE])
 def test_arguments_may_lie_in_memory_in_any_way_and_are_not_changed(
     large: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("manualbp.recording.LARGE", large)
-    captured = capture(lambda x, y: (x.T @ y).add_(1) + x.sum())
+
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        return (x.T @ y).add_(1) + x[1:].sum()
+
+    captured = capture(step)
     table = torch.arange(48.0).reshape(6, 8)
     pairs = [
         (table[:3], table[3:]),
@@ -216,7 +237,7 @@ def test_arguments_may_lie_in_memory_in_any_way_and_are_not_changed(
         (torch.ones(3, 1).expand(3, 8), table.T.reshape(8, 6).T[:3]),
     ]
     for x, y in pairs:
-        assert torch.equal(captured(x, y), (x.T @ y).add_(1) + x.sum())
+        assert torch.equal(captured(x, y), step(x, y))
     assert torch.equal(table, torch.arange(48.0).reshape(6, 8))
     assert len(captured.recordings) == 1
 
@@ -226,7 +247,7 @@ def test_an_argument_that_the_step_changes_or_returns_stays_the_callers(
     large: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("manualbp.recording.LARGE", large)
-    for step in (lambda x: x.mul_(2), lambda x: x, lambda x: x.view(2, 2)):
+    for step in (lambda x: x.mul_(2), lambda x: x.mul_(2) + 1, lambda x: x, lambda x: x.view(2, 2)):
         captured = capture(step)
         for factor in (1.0, 3.0, -1.0):
             x = torch.full((4,), factor)
@@ -234,6 +255,78 @@ def test_an_argument_that_the_step_changes_or_returns_stays_the_callers(
             y = torch.full((8,), factor)[::2]
             assert torch.equal(captured(y), step(y.clone()))
             assert x.tolist() == y.tolist() == [factor] * 4
+
+
+@pytest.mark.parametrize("large", [0, LARGE])
+def test_a_result_may_be_the_next_argument(large: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lies where the step writes while it still reads its argument."""
+    monkeypatch.setattr("manualbp.recording.LARGE", large)
+
+    def step(x: Tensor) -> Tensor:
+        return (x + 1) * x
+
+    captured = capture(step)
+    found = expected = torch.full((4,), 0.1)
+    for _ in range(3):
+        found, expected = captured(found), step(expected)
+        assert torch.equal(found, expected)
+
+
+def test_arguments_are_not_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("manualbp.recording.LARGE", 0)
+    captured = capture(lambda x: x + x[:1])
+    for _ in range(2):
+        x = torch.ones(3)
+        storage = ref(x.untyped_storage())
+        captured(x)
+        del x
+        assert storage() is None
+
+
+def test_random_numbers_are_drawn_anew_whoever_draws_them() -> None:
+    def step(x: Tensor, generator: torch.Generator | None) -> Tensor:
+        return x * torch.empty_like(x).bernoulli_(generator=generator) + torch.rand(
+            8, generator=generator
+        )
+
+    for generator in (None, torch.Generator()):  # None is torch's own
+        runs: list[list[Tensor]] = []
+        for how in (capture(lambda x, g=generator: step(x, g)), lambda x, g=generator: step(x, g)):
+            (generator or torch.default_generator).manual_seed(3)
+            runs.append([how(torch.full((8,), factor)).clone() for factor in (1.0, 2.0, 3.0)])
+        for replayed, eager in zip(*runs, strict=True):
+            assert torch.equal(replayed, eager)
+
+
+def test_what_follows_from_constants_alone_is_computed_once() -> None:
+    captured = capture(lambda x: x + torch.ones(3).mul(2).exp())
+    for factor in (1.0, 2.0):
+        x = torch.full((3,), factor)
+        assert torch.equal(captured(x), x + torch.ones(3).mul(2).exp())
+    (recording,) = captured.recordings.values()
+    assert recording.calls == 1
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: torch.zeros(3),
+        lambda x: torch.zeros_like(x),
+        lambda x: x.new_zeros(3),
+        lambda x: torch.ones_like(x),
+        lambda x: x.new_ones(3),
+        lambda x: torch.full((3,), 7.0),
+        lambda x: torch.full_like(x, 7.0),
+        lambda x: x.new_full((3,), 7.0),
+        lambda x: torch.arange(3.0),
+        lambda x: torch.empty_like(x).fill_(7.0),
+    ],
+)
+def test_a_new_tensor_that_is_changed_is_made_anew(make: Callable[[Tensor], Tensor]) -> None:
+    captured = capture(lambda x: make(x).add_(x))
+    for factor in (1.0, 2.0):
+        x = torch.full((3,), factor)
+        assert torch.equal(captured(x), make(x).add_(x))
 
 
 def test_a_step_that_reads_numbers_back_is_refused() -> None:
@@ -250,6 +343,23 @@ def test_another_type_is_recorded_anew_and_too_many_shapes_run_eagerly() -> None
         x = torch.arange(float(rows))
         assert torch.equal(captured(x), x * 2)
     assert len(captured.recordings) == MOST_SHAPES
+
+
+def test_a_shape_that_changes_in_place_is_no_operation() -> None:
+    w = torch.ones(3, 3)
+
+    def step(x: Tensor) -> Tensor:
+        row = x + 1
+        product = row @ w  # which reads the row as a matrix
+        row.squeeze_(0)
+        return product + row
+
+    captured = capture(step)
+    for factor in (1.0, 2.0):
+        x = torch.full((1, 3), factor)
+        assert torch.equal(captured(x), step(x))
+    (recording,) = captured.recordings.values()
+    assert recording.calls == 3
 
 
 def test_operations_with_several_results() -> None:
