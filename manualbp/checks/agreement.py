@@ -151,16 +151,12 @@ def _cast(loss: AnyLoss, y: Tensor) -> AnyLoss:
 def rows(layer: str, case: str, ours: Results, autograd: Results, truth: Results) -> list[Row]:
     """Return a row for each tensor. Raises AssertionError if the two sides name different ones."""
     assert ours.keys() == autograd.keys(), f"{sorted(ours)} and {sorted(autograd)}"
-    own_errors = {name: relative_error(b, truth[name]) for name, b in autograd.items()}
-    # What rounding costs here: autograd's largest error, but for tensors lost to underflow.
-    rounding = max((error for error in own_errors.values() if error < UNDERFLOW), default=0.0)
+    own_errors = _errors(autograd, truth)
+    allowed = limits(autograd, truth)
     found: list[Row] = []
     for name, a in ours.items():
         b = autograd[name]
         error, difference = relative_error(a, truth[name]), relative_error(a, b)
-        tolerance = TOLERANCES[a.dtype]
-        own = own_errors[name] if isfinite(own_errors[name]) else 0.0
-        limit = max(tolerance.floor, tolerance.factor * max(rounding, own))
         same_kind = a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
         row = Row(
             layer=layer,
@@ -173,10 +169,27 @@ def rows(layer: str, case: str, ours: Results, autograd: Results, truth: Results
             max_rel_error=difference,
             error_vs_truth=error,
             autograd_error_vs_truth=own_errors[name],
-            verdict="agree" if same_kind and min(error, difference) <= limit else "differ",
+            verdict="agree" if same_kind and min(error, difference) <= allowed[name] else "differ",
         )
         found.append(row)
     return found
+
+
+def limits(autograd: Results, truth: Results) -> dict[str, float]:
+    """Return for each tensor the largest error that `TOLERANCES` allows."""
+    own_errors = _errors(autograd, truth)
+    # What rounding costs here: autograd's largest error, but for tensors lost to underflow.
+    rounding = max((error for error in own_errors.values() if error < UNDERFLOW), default=0.0)
+    allowed: dict[str, float] = {}
+    for name, own in own_errors.items():
+        tolerance = TOLERANCES[autograd[name].dtype]
+        cost = max(rounding, own if isfinite(own) else 0.0)
+        allowed[name] = max(tolerance.floor, tolerance.factor * cost)
+    return allowed
+
+
+def _errors(found: Results, truth: Results) -> dict[str, float]:
+    return {name: relative_error(tensor, truth[name]) for name, tensor in found.items()}
 
 
 def relative_error(a: Tensor, b: Tensor) -> float:

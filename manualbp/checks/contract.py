@@ -23,6 +23,7 @@ from manualbp.checks.agreement import (
     Results,
     autograd_results,
     by_hand,
+    limits,
     make_inputs,
     relative_error,
     rows,
@@ -164,15 +165,14 @@ class Trial:
         dtype = self.inputs.x.dtype
         ours, autograd = self.by_hand(), self.through_autograd(dtype)
         truth = autograd if dtype == torch.float64 else self.through_autograd(torch.float64)
-        limits = TOLERANCES[dtype]
+        allowed = limits(autograd, truth)
         lines: list[str] = []
         for row in rows(self.owner, self.case.name, ours, autograd, truth):
             if row.verdict == "differ":
-                own = row.autograd_error_vs_truth
-                limit = max(limits.floor, limits.factor * own)
                 lines.append(
                     f"{row.tensor} has error {row.error_vs_truth:.2e} against autograd in float64, "
-                    f"limit {limit:.2e}, autograd's own {own:.2e}; "
+                    f"limit {allowed[row.tensor]:.2e}, "
+                    f"autograd's own {row.autograd_error_vs_truth:.2e}; "
                     f"{_worst(ours[row.tensor], truth[row.tensor])}"
                 )
             kind, expected = _kind(ours[row.tensor]), _kind(autograd[row.tensor])
