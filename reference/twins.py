@@ -28,9 +28,11 @@ def twin_loss(loss: AnyLoss) -> nn.Module:
     return _counterpart(loss)(**dict(_fields(loss)))
 
 
-def twin_optimizer(rule: Optimizer, params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Return the torch.optim equivalent of an update rule."""
-    return _counterpart(rule)(params, **dict(_fields(rule)))
+def twin_optimizer(
+    rule: Optimizer, params: Iterable[nn.Parameter], **options: bool
+) -> torch.optim.Optimizer:
+    """Return the torch.optim equivalent of an update rule, with options such as `fused`."""
+    return _counterpart(rule)(params, **dict(_fields(rule)), **options)
 
 
 def set_generator(module: nn.Module, generator: torch.Generator | None) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import isfinite, sqrt
+from math import sqrt
 from pathlib import Path
 from shlex import quote
 from typing import Any, cast
@@ -34,7 +34,7 @@ from manualbp.training.display import print_summary
 from manualbp.training.logs import ExperimentLogs
 from manualbp.training.range_test import RangeTest, find_learning_rate
 from manualbp.training.run import EngineBuilder, Run, Signals, open_experiment, prepare
-from manualbp.training.run_directory import RunDirectory, read_json, write_json
+from manualbp.training.run_directory import RunDirectory, json_number, read_json, write_json
 
 
 def experiment(
@@ -268,12 +268,12 @@ class Comparison:
             row: dict[str, Any] = {**a.options, "best": a is best}
             if self.folds:
                 for what in ("loss", self.score):
-                    row[f"mean_val_{what}"] = _number(a.mean(what))
-                    row[f"val_{what}"] = [_number(value) for value in a.values(what)]
+                    row[f"mean_val_{what}"] = json_number(a.mean(what))
+                    row[f"val_{what}"] = [json_number(value) for value in a.values(what)]
                 row["folds"] = a.results
                 row["final"] = self.final if a is best else None
             else:
-                row |= {f"best_val_{self.score}": _number(a.mean(self.score)), **a.results[0]}
+                row |= {f"best_val_{self.score}": json_number(a.mean(self.score)), **a.results[0]}
             rows.append(row)
         return rows
 
@@ -383,8 +383,3 @@ def _text(value: object) -> str:
 def _of_several_sizes(values: Sequence[float]) -> bool:
     """Return whether a logarithmic scale shows these better."""
     return min(values) > 0 and max(values) >= 10 * min(values)
-
-
-def _number(value: float) -> float | None:
-    """Return the value, or None, JSON's null, for NaN and infinity."""
-    return value if isfinite(value) else None

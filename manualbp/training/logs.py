@@ -11,7 +11,6 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -65,12 +64,7 @@ class RunLogs:
     def __enter__(self) -> RunLogs:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def epoch(
@@ -181,12 +175,7 @@ class ExperimentLogs:
     def __enter__(self) -> ExperimentLogs:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._writer.close()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:

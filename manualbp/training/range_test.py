@@ -39,7 +39,7 @@ from manualbp.training.run import (
     open_experiment,
     prepare,
 )
-from manualbp.training.run_directory import write_json
+from manualbp.training.run_directory import json_number, write_json
 
 LOWEST, HIGHEST = 1e-6, 10.0
 FEWEST, MOST = 200, 1000
@@ -167,7 +167,7 @@ class RangeTest:
             "updates": len(curve.rates),
             "picture": str(self.picture),
             "rates": curve.rates,
-            "losses": [loss if isfinite(loss) else None for loss in curve.losses],
+            "losses": [json_number(loss) for loss in curve.losses],
         }
 
     def print(self, console: Console) -> None:

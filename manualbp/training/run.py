@@ -7,7 +7,6 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from math import isfinite
 from pathlib import Path
 from shlex import quote
 from time import monotonic
@@ -34,6 +33,7 @@ from manualbp.training.objective import objective
 from manualbp.training.run_directory import (
     RunDirectory,
     default_path,
+    json_number,
     new_directory,
     write_json,
 )
@@ -322,7 +322,7 @@ class Run:
         else:
             measured = {"best_val_loss": val["loss"]}
             measured |= {"test_loss": metrics["loss"], f"test_{score}": metrics[score]}
-        measured = {name: _number(value) for name, value in measured.items()}
+        measured = {name: json_number(value) for name, value in measured.items()}
         result = {
             "run_dir": str(self.directory.path),
             "engine": self.config.engine,
@@ -392,11 +392,6 @@ def open_experiment(config: TrainConfig, name: str) -> RunDirectory:
     """Return the directory of a new experiment, locked: --run-dir, or one named like this."""
     name = f"{Path(config.data).stem}_{name}"
     return RunDirectory.create(config.run_dir or new_directory(RUNS, name, datetime.now()))
-
-
-def _number(value: float) -> float | None:
-    """Return the value, or None, JSON's null, for NaN and infinity."""
-    return value if isfinite(value) else None
 
 
 def _plain(value: Any) -> bool | str | float | int:

@@ -6,8 +6,8 @@ import json
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from math import isfinite
 from pathlib import Path
-from types import TracebackType
 from typing import Any, cast
 
 from filelock import FileLock, Timeout
@@ -75,12 +75,7 @@ class RunDirectory:
     def __enter__(self) -> RunDirectory:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
@@ -175,6 +170,11 @@ def write_json(path: Path, value: Mapping[str, object]) -> None:
     """
     text = json.dumps(dict(value), indent=2, allow_nan=False) + "\n"
     replace_file(path, text.encode())
+
+
+def json_number(value: float) -> float | None:
+    """Return the value, or None, JSON's null, for NaN and infinity."""
+    return value if isfinite(value) else None
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
-from torch.utils.tensorboard import SummaryWriter
 
 from manualbp.checks.bench.measure import Result
 from manualbp.checks.bench.variants import COMPILED_AUTOGRAD, EAGER_AUTOGRAD
+from manualbp.training.logs import ExperimentLogs
 
 LABELS = {
     "manual": "by hand, recorded",
@@ -111,13 +109,8 @@ def _microseconds(time: float) -> str:
 
 def save_chart(directory: Path, results: Sequence[Result]) -> None:
     """Write bench.png and, with the same picture, an event file for TensorBoard."""
-    figure = _draw(results)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    picture = np.asarray(canvas.buffer_rgba(), dtype=np.uint8)[:, :, :3]
-    cast(Any, figure).savefig(directory / "bench.png")
-    with SummaryWriter(str(directory)) as writer:
-        cast(Any, writer).add_image("bench/microseconds_per_step", picture, dataformats="HWC")
+    with ExperimentLogs(directory) as logs:
+        logs.picture("bench/microseconds_per_step", _draw(results), directory / "bench.png")
 
 
 def _draw(results: Sequence[Result]) -> Figure:

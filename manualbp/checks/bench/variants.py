@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import reference.optimizers
 from manualbp.checks.bench.workloads import Batch, Problem
 from manualbp.training.engine import ManualEngine, threads_for
 from reference.optimizers import LookAheadNesterov
-from reference.twins import twin, twin_loss
+from reference.twins import twin, twin_loss, twin_optimizer
 
 TOO_SMALL = "its batches are too small to be cut into parts"
 
@@ -252,11 +251,9 @@ def _optimizer(
     problem: Problem, parameters: Iterable[torch.nn.Parameter], implementation: Implementation
 ) -> torch.optim.Optimizer:
     """Return the twin of the update rule. Raises NotAvailable where torch has it not so."""
-    rule = problem.step.optimizer
-    kind = getattr(reference.optimizers, type(rule).__name__)
     options = {} if implementation == "default" else {implementation: True}
     try:
-        return kind(parameters, **asdict(rule), **options)
+        return twin_optimizer(problem.step.optimizer, parameters, **options)
     except (TypeError, RuntimeError) as error:
         raise NotAvailable(_in_one_line(error)) from None
 
