@@ -110,9 +110,9 @@ class Parameters:
         nothing has been copied.
         """
         own = self.named()
-        for name in own.keys() - state.keys():
+        for name in [name for name in own if name not in state]:
             raise ValueError(f"parameter {name!r} is missing; expected: {', '.join(own)}")
-        for name in state.keys() - own.keys():
+        for name in [name for name in state if name not in own]:
             raise ValueError(f"there is no parameter {name!r} here; expected: {', '.join(own)}")
         for name, tensor in own.items():
             if state[name].shape != tensor.shape:

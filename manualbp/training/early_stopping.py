@@ -84,8 +84,6 @@ class EarlyStopping:
         Stop at a value worse than this.
     check_finite
         Stop at NaN or ±infinity, whatever the epoch.
-    restore_best_weights
-        For the training loop: end with the weights of `best_epoch`, and not with the last ones.
 
     Raises UsageError for settings that make no sense.
     """
@@ -99,7 +97,6 @@ class EarlyStopping:
     stopping_threshold: float | None = None
     divergence_threshold: float | None = None
     check_finite: bool = True
-    restore_best_weights: bool = True
 
     # The state, all of it: what `update` changes and a checkpoint keeps.
     best: float | None = field(default=None, init=False)

@@ -30,11 +30,11 @@ class Engine(Protocol):
         ...
 
     def step(self, x: Tensor, target: Tensor) -> Tensor:
-        """Make one update; return the outputs before it."""
+        """Make one update; return the outputs before it, which the next update may overwrite."""
         ...
 
     def predict(self, x: Tensor) -> Tensor:
-        """Return the outputs in evaluation mode."""
+        """Return the outputs in evaluation mode, which the next call may overwrite."""
         ...
 
     def weights(self) -> Mapping[str, Tensor]:

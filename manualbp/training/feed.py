@@ -38,7 +38,7 @@ class Feed:
         return ceil(len(self._split) / self._size)
 
     def begin(self, order: Tensor) -> None:
-        """Begin an epoch: order (N,) int64 are the row numbers, beside the split."""
+        """Begin an epoch: order (N,) int64 are the row numbers, on the split's device."""
         self._order = order
         if self._split.x.device != self._device:
             return

@@ -184,7 +184,10 @@ class Trainer:
         }
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
-        """Go back to a snapshot. Raises ValueError or KeyError for one of another run."""
+        """Go back to a snapshot.
+
+        Raises UsageError, ValueError, KeyError or RuntimeError for one of another run.
+        """
         self.engine.load_weights(snapshot["weights"])
         self.engine.load_memory(snapshot["memory"])
         self.best = {name: best.to(self.device) for name, best in snapshot["best"].items()}
