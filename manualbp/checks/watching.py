@@ -21,11 +21,10 @@ from torch import Tensor, nn
 from manualbp.checks.adapter import HandWritten
 from manualbp.checks.agreement import Inputs, Results, by_hand, relative_error, through_autograd
 from manualbp.checks.conversion import draws, from_torch, is_sequence
-from manualbp.checks.differences import central_differences, one_sided_differences
-from manualbp.checks.doctor.subject import Arguments, LayerSubject, Subject
+from manualbp.checks.doctor.subject import Arguments, LayerSubject, Subject, views_of
 from manualbp.checks.doctor.subjects import ThroughAutograd
-from manualbp.checks.doctor.truth import TOO_MANY, Differences
-from manualbp.checks.tolerances import CENTRAL_DIFFERENCES, TOLERANCES
+from manualbp.checks.doctor.truth import Differences, Function
+from manualbp.checks.tolerances import TOLERANCES
 from manualbp.errors import UsageError
 from manualbp.layers import EVALUATION, AnyLayer, Layer, Mode
 from manualbp.parameters import Parameters, Shapes, Views
@@ -82,29 +81,27 @@ def exact(source: str, right: Results) -> Reference:
     return Reference(source, right, agrees)
 
 
-def by_differences(
-    f: Callable[[], Tensor], arguments: Mapping[str, Tensor], dy: Tensor
-) -> Reference:
-    """Return central differences; where a kink lies there, any slope between its two is right."""
-    y = f().clone()
-    right = {f"d{name}": central_differences(f, v, dy) for name, v in arguments.items()}
-    rounding = 1e-9 * (dy * y).abs().sum().item()  # of y, divided by the step
+def by_differences(function: Function, arguments: Arguments, dy: Tensor) -> Reference | None:
+    """Return what differences of the outputs give; None for more numbers than they can take.
+
+    Where a kink lies, any slope between its two is right. The function is not to draw other random
+    numbers each time.
+    """
+    differences = Differences(function)
+    try:
+        intervals = differences.intervals(arguments, [dy])
+    except UsageError:
+        return None
+    (y,) = differences.outputs(arguments)
+    right = {f"d{name}": interval.value for name, interval in intervals.items()}
 
     def agrees(name: str, ours: Tensor) -> bool:
         if name == "y":
             return True  # the forward pass is what is differentiated
-        b = right[name]
-        if ours.shape != b.shape:
-            return False
-        limit = CENTRAL_DIFFERENCES["rtol"] * b.abs().amax() + rounding if b.numel() else b
-        if bool(((ours - b).abs() <= limit).all()):
-            return True
-        low, high = one_sided_differences(f, arguments[name[1:]], dy)
-        kinks = high - low > 1e-3 * (low.abs() + high.abs())
-        between = kinks & (ours >= low - limit) & (ours <= high + limit)
-        return bool((((ours - b).abs() <= limit) | between).all())
+        interval = intervals[name[1:]]
+        return ours.shape == interval.value.shape and interval.holds(ours, [dy])
 
-    return Reference(DIFFERENCES, {"y": y} | right, agrees)
+    return Reference(DIFFERENCES, {"y": y.clone()} | right, agrees)
 
 
 def judged(
@@ -153,15 +150,13 @@ def layer_reference(layer: AnyLayer, inputs: Inputs) -> Reference | None:
     if _has_twin(layer):
         with torch.enable_grad():
             return exact(AUTOGRAD, through_autograd(layer, inputs, training=True))
-    arguments = {"x": inputs.x, **inputs.parameters.named()}
-    if not _few(arguments.values()):
-        return None
 
-    def f() -> Tensor:
+    def outputs(arguments: Arguments) -> list[Tensor]:
         mode = Mode(training=True, generator=inputs.generator())
-        return layer.forward(inputs.parameters.views, inputs.x, mode=mode)[0]
+        params = views_of(layer.shapes(), arguments)
+        return [layer.forward(params, arguments["x"], mode=mode)[0]]
 
-    return by_differences(f, arguments, inputs.dy)
+    return by_differences(outputs, {"x": inputs.x, **inputs.parameters.named()}, inputs.dy)
 
 
 @dataclass(frozen=True)
@@ -305,10 +300,6 @@ def _has_twin(layer: AnyLayer) -> bool:
         if not all(map(_has_twin, value if isinstance(value, tuple) else (value,))):
             return False
     return type(layer).__module__.startswith("manualbp.layers.")
-
-
-def _few(tensors: Iterable[Tensor]) -> bool:
-    return sum(tensor.numel() for tensor in tensors) <= TOO_MANY
 
 
 # Models of torch.nn -------------------------------------------------------------------------------
@@ -468,13 +459,9 @@ class _Call:
                 if not draws(layer):  # torch draws other masks in float64
                     of_layer = Inputs(own, inputs[0], dy, self.watch.seed)
                     return exact(BY_HAND, by_hand(layer, of_layer, training=True))
-        # .data: autograd is not to hear that a weight is moved and put back.
-        tensors = [v.clone() for v in inputs] + [w.data for w in self.weights.values()]
-        if not _few(tensors):
-            return None
-        moved = tensors[: len(inputs)]
-        arguments = dict(zip(self.names(inputs), tensors, strict=True))
-        return by_differences(lambda: self.run_quietly(moved), arguments, dy)
+        subject = ThroughAutograd(self.kind, self.result, seed=self.watch.seed)
+        arguments = dict(zip(self.names(inputs), (*inputs, *self.values().values()), strict=True))
+        return by_differences(subject.values, arguments, dy)
 
 
 class _Judge(torch.autograd.Function):

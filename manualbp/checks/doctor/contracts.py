@@ -30,7 +30,7 @@ from manualbp.checks.doctor.subjects import (
     set_seed,
     shape_of,
 )
-from manualbp.checks.doctor.truth import Interval, Truth
+from manualbp.checks.doctor.truth import Truth
 from manualbp.checks.tolerances import TOLERANCES
 
 Verdict = Literal["PASS", "FAIL", "WARNING", "INCONCLUSIVE", "SKIPPED"]
@@ -218,8 +218,8 @@ def outside(trial: Trial, gradients: Gradients, when: str) -> list[str]:
         if wrong:
             lines.append(f"{wrong} {when}")
             continue
-        gradient = torch.zeros_like(interval.value) if gradient is None else gradient
-        if _excess(interval, gradient, trial) > 0:
+        gradient = torch.zeros_like(trial.arguments[name]) if gradient is None else gradient
+        if not interval.holds(gradient, trial.dys):
             place, _ = worst(gradient, interval.value)
             lines.append(
                 f"d{name} is wrong {when}: {_at(place)}"
@@ -239,11 +239,6 @@ def digits(number: float, other: float) -> str:
         if f"{number:.{count}g}" != f"{other:.{count}g}":
             return f"{number:.{count}g}"
     return f"{number:.17g}"
-
-
-def _excess(interval: Interval, gradient: Tensor, trial: Trial) -> float:
-    floor = TOLERANCES[trial.dtype].floor * max(interval.scale(), largest_of(trial.dys))
-    return max(0.0, largest(interval.excess(gradient)) - floor)
 
 
 def largest_of(tensors: Sequence[Tensor]) -> float:

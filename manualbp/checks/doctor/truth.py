@@ -80,6 +80,15 @@ class Interval(NamedTuple):
         both_nan = gradient.isnan() & self.value.isnan()
         return torch.where(both_nan, 0.0, distance.nan_to_num(torch.inf, posinf=torch.inf))
 
+    def holds(self, gradient: Tensor, dys: Sequence[Tensor]) -> bool:
+        """Tell whether a gradient for these dys lies within, but for rounding in its own dtype.
+
+        A gradient that is small itself may carry the rounding of terms as large as dy.
+        """
+        largest = max((dy.abs().max().item() for dy in dys if dy.numel()), default=0.0)
+        room = TOLERANCES[gradient.dtype].floor * max(self.scale(), largest)
+        return not bool((self.excess(gradient) > room).any())
+
     def scale(self) -> float:
         """Return the largest number of the gradient."""
         return self.value.abs().max().item() if self.value.numel() else 0.0
