@@ -19,6 +19,7 @@ from manualbp.checks.doctor.contracts import (
     batch_length,
     changed,
     choices,
+    clashes,
     first_line,
     inputs_of,
     largest,
@@ -191,6 +192,49 @@ def _no_example(trial: Trial, outcome: Outcome) -> Iterator[Diagnosis]:
         yield Diagnosis("empty batch", name, words, outcome.words[0])
 
 
+def _tied(trial: Trial, outcome: Outcome) -> Iterator[Diagnosis]:
+    """Tell by how much numbers that are tied count too often."""
+    for found in clashes(trial):
+        names = " and ".join(found.tied.groups)
+        several = len(found.tied.groups) > 1
+        start = f"the gradients of {names} are" if several else f"the gradient of {names} is"
+        words = f"{start} wrong {found.tied.words}: "
+        ratio = found.total / found.slope if found.slope else 0.0
+        if ratio > 1.5 and abs(ratio - round(ratio)) < 1e-4:
+            words += (
+                f"each of {round(ratio)} tied numbers, such as equal maxima, gets the whole "
+                "gradient; one of them may get it, or they share it"
+            )
+        elif found.total == 0:
+            words += (
+                "none of the tied numbers, such as equal maxima, gets a gradient; one of them may "
+                "get it, or they share it"
+            )
+        else:
+            words += "what tied numbers, such as equal maxima, get together is not the whole"
+        evidence = (
+            f"moved together, {found.members} stay tied and have the slope {found.slope:.6g}; the "
+            f"gradients there add up to {found.total:.6g}"
+        )
+        yield Diagnosis("ties", next(iter(found.tied.groups)), words, evidence)
+
+
+def _output_alone(trial: Trial, outcome: Outcome) -> Iterator[Diagnosis]:
+    """The words of the contract say which output it is."""
+    seen = outcome.words[0]
+    output = seen.partition("if only output ")[2].split()[0]
+    reason = (
+        "after ctx.set_materialize_grads(False) the dy of an output that is not used is None, and "
+        "stands for zero"
+    )
+    if seen.startswith("it fails"):
+        words = f"the backward pass breaks down if only output {output} is used: {reason}"
+        yield Diagnosis("needed gradients", "", words, seen.partition(": ")[2])
+    for name in _named(outcome):
+        words = f"the gradient of {name} is wrong if only output {output} is used: {reason}"
+        yield Diagnosis("needed gradients", name, words, seen)
+
+
 def _not_all_needed(trial: Trial, outcome: Outcome) -> Iterator[Diagnosis]:
     """Tell which choice of gradients goes wrong, and how."""
     subject, expected = trial.subject, trial.gradients()
@@ -263,7 +307,9 @@ EXPLANATIONS: Mapping[str, Callable[[Trial, Outcome], Iterator[Diagnosis]]] = {
     "inputs strided": _strides_of_inputs,
     "batch of one": _one_example,
     "empty batch": _no_example,
+    "ties": _tied,
     "requires_grad": _not_all_needed,
+    "outputs alone": _output_alone,
     "no mutation": _mutation,
     "repeated backward": _kept("is another in a second backward pass: what was saved is changed"),
     "second forward": _second,

@@ -19,6 +19,7 @@ from torch import Tensor
 from manualbp.checks.contract import Watch, WithLoss
 from manualbp.checks.doctor.subject import AccumulatingPass, Arguments, Gradients, Pass, Subject
 from manualbp.checks.doctor.subjects import (
+    AutogradPass,
     OfLayer,
     OfModule,
     PairPass,
@@ -30,6 +31,7 @@ from manualbp.checks.doctor.subjects import (
     set_seed,
     shape_of,
 )
+from manualbp.checks.doctor.ties import Clash, Law, clash, tied
 from manualbp.checks.doctor.truth import Truth
 from manualbp.checks.tolerances import TOLERANCES
 
@@ -354,6 +356,32 @@ def empty_batch(trial: Trial) -> list[str]:
     return lines
 
 
+def equal_numbers(trial: Trial) -> list[str]:
+    """Where numbers are tied, their gradients add up to the slope of moving them together."""
+    return [
+        f"d{next(iter(one.tied.groups))} is wrong {one.tied.words}: moved together, {one.members} "
+        f"have the slope {digits(one.slope, one.total)}, and the gradients add up to "
+        f"{digits(one.total, one.slope)}"
+        for one in clashes(trial)
+    ]
+
+
+def clashes(trial: Trial) -> Iterator[Clash]:
+    """Yield for each way of making numbers equal where their gradients are wrong together."""
+    for ties in tied(trial.arguments, list(trial.gradients())):
+        try:
+            outputs = trial.truth.outputs(ties.arguments)
+        except Exception:  # the subject's own: equal numbers do not suit its forward pass
+            continue
+        if [y.shape for y in outputs] != [dy.shape for dy in trial.dys]:
+            continue
+        law = Law(ties, trial.dys, trial.truth)
+        if all(y.isfinite().all() for y in outputs) and law.has_kink():
+            found = clash(law, replace(trial, arguments=ties.arguments).gradients())
+            if found is not None:
+                yield found
+
+
 def needed_gradients(trial: Trial) -> list[str]:
     """Whichever gradients are asked for, they are the same."""
     subject = trial.subject
@@ -370,6 +398,27 @@ def needed_gradients(trial: Trial) -> list[str]:
         except Exception as error:  # the subject's own, whatever it is
             return [f"it fails {when}: {first_line(error)}"]
         found = changed(got, {name: expected[name] for name in chosen}, when, trial.small)
+        if found:
+            return found
+    return []
+
+
+def outputs_alone(trial: Trial) -> list[str]:
+    """Where one output of several is used alone, the others count as if their dy were zero."""
+    if len(trial.dys) == 1:
+        raise Refused("there is one output")
+    for chosen in range(len(trial.dys)):
+        run = trial.subject.run(trial.arguments)
+        if not isinstance(run, AutogradPass):
+            raise Refused("without autograd, every output has a dy")
+        zeros = [dy if i == chosen else torch.zeros_like(dy) for i, dy in enumerate(trial.dys)]
+        expected = replace(trial, dys=zeros).gradients()
+        when = f"if only output {chosen} is used"
+        try:
+            got = run.backward_from(chosen, trial.copied_dys()[chosen])
+        except Exception as error:  # the subject's own, whatever it is
+            return [f"it fails {when}: {first_line(error)}"]
+        found = changed(got, expected, when, trial.small)
         if found:
             return found
     return []
@@ -507,7 +556,9 @@ CONTRACTS: Mapping[str, Contract] = {
     "inputs strided": inputs_strided,
     "batch of one": batch_of_one,
     "empty batch": empty_batch,
+    "ties": equal_numbers,
     "requires_grad": needed_gradients,
+    "outputs alone": outputs_alone,
     "no mutation": nothing_changed,
     "repeated backward": repeated_backward,
     "second forward": second_forward,

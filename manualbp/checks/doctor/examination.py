@@ -557,7 +557,7 @@ def _remarks(trial: Trial) -> list[str]:
 # Contracts ----------------------------------------------------------------------------------------
 
 
-SIZES = ("batch of one", "empty batch", "used twice")
+JUDGE_AGAIN = ("batch of one", "empty batch", "ties", "used twice")
 """Contracts that judge the numbers again. What is wrong without them is not their finding."""
 
 
@@ -578,7 +578,7 @@ def _outcomes(trial: Trial, contracts: Sequence[str], rows: Sequence[Row]) -> Ge
     refused = any(row.verdict == "FAIL" and row.worst is None for row in rows)
     for name in contracts:
         outcome = check_contract(name, trial)
-        if outcome.verdict == "FAIL" and name in SIZES:
+        if outcome.verdict == "FAIL" and name in JUDGE_AGAIN:
             news = [] if refused else [w for w in outcome.words if w.split()[0] not in wrong]
             if not news:
                 reason = "it would say again what is wrong with the gradients"

@@ -45,6 +45,7 @@ check` ran; the code of the target is executed.
 import copy
 import importlib
 import importlib.util
+import itertools  # noqa: F401
 import sys
 from math import inf, nan  # noqa: F401
 from pathlib import Path
@@ -131,8 +132,11 @@ def run(given, needed=NEEDED):
 
     def backward(upstream):
         chosen = [n for n in roots if n in needed]
+        used, used_dys = zip(*(
+            (y, dy) for y, dy in zip(outputs, upstream, strict=True) if dy is not None
+        ))
         found = torch.autograd.grad(
-            outputs, [roots[n] for n in chosen], upstream, retain_graph=True, allow_unused=True
+            used, [roots[n] for n in chosen], used_dys, retain_graph=True, allow_unused=True
         )
         pairs = zip(chosen, found, strict=True)
         return {{n: torch.zeros_like(roots[n]) if g is None else g for n, g in pairs}}
@@ -234,6 +238,32 @@ def test_inputs_may_be_strided():
     for layout in (strided, transposed):
         assert_same(gradients({n: layout(t) for n, t in arguments().items()}), gradients())
 """,
+    "ties": """\
+def test_tied_numbers_have_the_slope_of_moving_them_together():
+    def paired(t):
+        for axis, length in enumerate(t.shape):
+            t = t.index_select(axis, torch.arange(length) // 2 * 2)
+        return t
+
+    given, draw = arguments(), torch.Generator().manual_seed(0)
+    by_size = sorted(NEEDED, key=lambda n: given[n].ndim)
+    for names in [[n] for n in NEEDED] + list(itertools.combinations(by_size, 2)):
+        first = given[names[0]]
+        number = torch.randn(first.shape, generator=draw, dtype=DTYPE)
+        if len(names) == 1:
+            first, number = paired(first), paired(number)
+        try:
+            tied = {**given, **{n: first.expand(given[n].shape).clone() for n in names}}
+        except RuntimeError:
+            continue
+        found = gradients(tied)
+        total = sum((found[n] * number).sum().item() for n in names)
+        step = 2.0**-16 if DTYPE == torch.float64 else 2.0**-6
+        ends = [run({**tied, **{n: tied[n] + h * number for n in names}})[0] for h in (step, -step)]
+        pairs = zip(dys(), *ends, strict=True)
+        slope = sum((dy * (right - left)).sum().item() for dy, right, left in pairs) / (2 * step)
+        assert abs(total - slope) < 1e-3 * (1 + abs(slope)), names
+""",
     "requires_grad": """\
 def test_each_gradient_may_be_asked_for_alone():
     expected = gradients()
@@ -242,6 +272,13 @@ def test_each_gradient_may_be_asked_for_alone():
             if needed:
                 found = run(arguments(), needed)[1](dys())
                 assert_same(found, {n: expected[n] for n in needed})
+""",
+    "outputs alone": """\
+def test_each_output_may_be_used_alone():
+    for chosen in range(len(DYS)):
+        alone = [dy if i == chosen else None for i, dy in enumerate(dys())]
+        zeros = [dy if i == chosen else 0 * dy for i, dy in enumerate(dys())]
+        assert_same(gradients(upstream=alone), gradients(upstream=zeros))
 """,
     "no mutation": """\
 def test_neither_pass_changes_its_arguments():

@@ -170,7 +170,14 @@ class AutogradPass:
 
     def backward(self, dys: Sequence[Tensor]) -> Gradients:
         """Return what autograd hands on, or what the Function returned if autograd refuses it."""
-        pairs = [(y, dy) for y, dy in zip(self._graph, dys, strict=True) if y.requires_grad]
+        return self._backward(list(zip(self._graph, dys, strict=True)))
+
+    def backward_from(self, output: int, dy: Tensor) -> Gradients:
+        """Return the same where this output is used alone, so that the others have no dy at all."""
+        return self._backward([(self._graph[output], dy)])
+
+    def _backward(self, used: Sequence[tuple[Tensor, Tensor]]) -> Gradients:
+        pairs = [(y, dy) for y, dy in used if y.requires_grad]
         if not pairs:
             return dict.fromkeys(self._leaves)
         self._returned.clear()

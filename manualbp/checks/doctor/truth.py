@@ -116,6 +116,10 @@ class Truth(Protocol):
         """Return the gradients themselves."""
         ...
 
+    def outputs(self, arguments: Arguments) -> Sequence[Tensor]:
+        """Return the outputs that are differentiated."""
+        ...
+
 
 class Reference:
     """A function that autograd can differentiate, in float64; differences only say where kinks are.

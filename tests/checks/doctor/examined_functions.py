@@ -133,6 +133,55 @@ class TwoOutputs(Function):
         return ds * x.cos() - dc * x.sin()
 
 
+class UsedApart(TwoOutputs):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Any:
+        ctx.set_materialize_grads(False)
+        return TwoOutputs.forward(ctx, x)
+
+    @staticmethod
+    def backward(ctx: Any, ds: Tensor | None, dc: Tensor | None) -> Any:
+        (x,) = ctx.saved_tensors
+        dx = torch.zeros_like(x)
+        if ds is not None:
+            dx = dx + ds * x.cos()
+        if dc is not None:
+            dx = dx - dc * x.sin()
+        return dx
+
+
+class MaxToTheFirst(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.amax(-1)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return torch.zeros_like(x).scatter(-1, x.argmax(-1, keepdim=True), dy[..., None])
+
+
+class MaxShared(MaxToTheFirst):
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        most = x == x.amax(-1, keepdim=True)
+        return dy[..., None] * most / most.sum(-1, keepdim=True)
+
+
+class LargerOfTwo(Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        return torch.maximum(a, b)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        a, b = ctx.saved_tensors
+        return dy * (a >= b), dy * (a < b)
+
+
 class InPlace(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -379,6 +428,47 @@ class NeedsAContiguousInput(LinearFunction):
     def backward(ctx: Any, dy: Tensor) -> Any:
         ctx.saved_tensors[0].view(-1)
         return LinearFunction.backward(ctx, dy)
+
+
+class MaxToAll(MaxToTheFirst):
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return dy[..., None] * (x == x.amax(-1, keepdim=True))
+
+
+class LargerOfTwoToBoth(LargerOfTwo):
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        a, b = ctx.saved_tensors
+        return dy * (a >= b), dy * (b >= a)
+
+
+class LargerOfTwoToNone(LargerOfTwo):
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        a, b = ctx.saved_tensors
+        return dy * (a > b), dy * (b > a)
+
+
+class TiesCutInHalf(MaxToTheFirst):
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        ties = (x == x.amax(-1, keepdim=True)).sum(-1)
+        return MaxToTheFirst.backward(ctx, torch.where(ties > 1, 0.7 * dy, dy))
+
+
+class NeedsBothOutputs(UsedApart):
+    @staticmethod
+    def backward(ctx: Any, ds: Tensor, dc: Tensor) -> Any:
+        return TwoOutputs.backward(ctx, ds, dc)
+
+
+class LosesOneOutput(UsedApart):
+    @staticmethod
+    def backward(ctx: Any, ds: Tensor | None, dc: Tensor | None) -> Any:
+        return None if ds is None or dc is None else TwoOutputs.backward(ctx, ds, dc)
 
 
 class TwiceAtTheKink(ReLU):

@@ -37,6 +37,7 @@ def outcomes(name: str) -> dict[str, Outcome]:
 
 RIGHT = (
     *("LinearFunction", "ReLU", "SavesItsOutput", "LayerNorm", "CrossEntropy", "Mask"),
+    *("UsedApart", "MaxToTheFirst", "MaxShared", "LargerOfTwo"),
     *("WithSetup", "TwoOutputs", "Log", "net", "pair", "linear", "Double"),
 )
 
@@ -59,6 +60,10 @@ BROKEN = [
     ("AddsAConstant", "dy zero", "for dy = 0"),
     ("UsesDyTwice", "linear in dy", "twice that for dy"),
     ("AddsAConstant", "linear in dy", "twice that for dy"),
+    ("MaxToAll", "ties", "and the gradients add up to"),
+    ("LargerOfTwoToBoth", "ties", "db is wrong where b and a are equal"),
+    ("NeedsBothOutputs", "outputs alone", "it fails if only output 0 is used"),
+    ("LosesOneOutput", "outputs alone", "dx is None if only output 0 is used"),
     ("ComputesAll", "requires_grad", "if only x needs a gradient"),
     ("SpendsItsContext", "repeated backward", "second backward pass"),
     ("Remembers", "second forward", "after a second forward pass"),

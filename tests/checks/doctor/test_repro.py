@@ -17,6 +17,15 @@ MENDED = {
     "ComputesAll": ("return dbias  # one", "return dx, dweight, dbias  # one"),
     "TwiceAtTheKink": ("dy * (x > 0) + 2 * dy * (x == 0)", "dy * (x > 0)"),
     "NeedsContiguous": ("2 * dy.view(-1).view(dy.shape)", "2 * dy"),
+    "MaxToAll": (
+        "dy[..., None] * (x == x.amax(-1, keepdim=True))\n\n\nclass LargerOfTwoToBoth",
+        "MaxShared.backward(ctx, dy)\n\n\nclass LargerOfTwoToBoth",
+    ),
+    "LargerOfTwoToBoth": ("dy * (b >= a)", "dy * (b > a)"),
+    "LosesOneOutput": (
+        "None if ds is None or dc is None else TwoOutputs.backward(ctx, ds, dc)",
+        "UsedApart.backward(ctx, ds, dc)",
+    ),
     "WritesToDy": ("return dy.mul_(2)", "return dy * 2"),
     "WritesToX": ("        x.data.zero_()\n", ""),
     "CapsDy": ("dy.clamp(-100, 100)", "dy"),
