@@ -25,6 +25,7 @@ import torch
 
 from manualbp.checks.compare import CompareConfig
 from manualbp.checks.doctor.command import CheckConfig
+from manualbp.checks.doctor.selftest_config import SelftestConfig
 from manualbp.checks.tolerances import TOLERANCES
 from manualbp.cli import main
 from manualbp.explain.config import ExplainConfig
@@ -350,7 +351,7 @@ def section_text(title: str) -> str:
 
 def test_every_option_exists():
     options = set(re.findall(r"--([a-z][a-z0-9-]+)", README))
-    configs = (TrainConfig, CompareConfig, ExplainConfig, CheckConfig)
+    configs = (TrainConfig, CompareConfig, ExplainConfig, CheckConfig, SelftestConfig)
     ours = {name.replace("_", "-") for c in configs for name in c.__dataclass_fields__}
     assert "engine" in options
     assert options <= ours | {"help", "logdir", "tb"}  # and those of tensorboard and pytest
