@@ -176,6 +176,7 @@ def test_on_a_gpu_the_batches_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPat
         feeds = [Feed(split, 64, device) for device in (torch.empty(0, device="cuda").device, CPU)]
         for each in feeds:
             each.begin(order)
+            assert torch.equal(each.targets().cpu(), order)
         for a, b in zip(*(each.batches(start) for each in feeds), strict=True):
             assert a.x.is_cuda
             assert torch.equal(a.x.cpu(), b.x)

@@ -267,29 +267,41 @@ def test_it_goes_on_from_a_snapshot_in_the_middle_of_an_epoch(engine: str) -> No
         assert rest.epochs == reports.epochs[moment // 3 :]
         expected = {**whole.snapshot(), "seconds": resumed.progress.seconds}
         assert_same(resumed.snapshot(), expected)
+        assert_same(resumed.best, whole.best)
 
 
 def test_a_snapshot_is_not_changed_by_what_follows() -> None:
+    taken: list[tuple[dict[str, Any], io.BytesIO]] = []
+
+    class Saver(Reports):
+        def after_update(self, trainer: Trainer) -> None:
+            taken.append((trainer.snapshot(), io.BytesIO()))
+            torch.save(*taken[-1])
+
+        def after_epoch(self, trainer: Trainer, report: EpochReport) -> None:
+            self.after_update(trainer)
+
     trainer = a_trainer(optimizer="adam", **SMALL)
-    trainer.run_epoch(Reports())
-    snapshot, buffer = trainer.snapshot(), io.BytesIO()
-    torch.save(snapshot, buffer)
-    trainer.run_epoch(Reports())
-    trainer.restore(snapshot)
-    trainer.run_epoch(Reports())
-    buffer.seek(0)
-    assert_same(snapshot, torch.load(buffer, weights_only=True))
+    for _ in range(2):
+        trainer.run_epoch(Saver())
+    for snapshot, _ in list(taken):
+        trainer.restore(snapshot)
+        trainer.run_epoch(Reports())
+    for snapshot, buffer in taken:
+        buffer.seek(0)
+        assert_same(snapshot, torch.load(buffer, weights_only=True))
 
 
 @pytest.mark.parametrize("engine", ["manual", "autograd"])
 def test_a_training_loss_of_nan_leads_back_to_where_its_epoch_began(engine: str) -> None:
     trainer = a_trainer(engine=engine, **{**SMALL, "dtype": "float32"}, max_epochs=9)
     trainer.run_epoch(Reports())
-    before = trainer.snapshot()
+    before, best = trainer.snapshot(), trainer.best
     trainer.learning_rate = 1e30
     with pytest.raises(NotFinite, match=r"^the training loss of epoch 2$"):
         trainer.fit(Reports())
     assert_same(trainer.snapshot(), before)
+    assert_same(trainer.best, best)
     trainer.learning_rate = 0.05
     report = trainer.run_epoch(Reports())
     assert report.epoch == 2
