@@ -1,4 +1,6 @@
-"""The command line: one verb a class, thin. Exit codes: 0 done, 1 a check failed, 2 bad input.
+"""The command line: one verb a class, thin.
+
+Exit codes: 0 done, 1 a check failed, 2 bad input, 130 after Ctrl-C, 143 after SIGTERM.
 
 What takes long to load, matplotlib and TensorBoard above all, is imported by the verb that uses it.
 """

@@ -71,7 +71,12 @@ class Captured:
 
 
 def capture(step: Step) -> Captured:
-    """Return `step` as a function that records itself and replays."""
+    """Return `step` as a function that records itself at its first call, and then replays.
+
+    A step takes tensors and returns one. It depends on tensors only: Python numbers that it uses
+    keep for ever the values that they have while it is recorded. The first call raises ValueError
+    if the step reads a number back from a tensor, or on CUDA works with a tensor of the CPU.
+    """
     return Captured(step)
 
 

@@ -257,6 +257,13 @@ def test_an_argument_that_the_step_changes_or_returns_stays_the_callers(
             assert x.tolist() == y.tolist() == [factor] * 4
 
 
+def test_an_argument_as_large_as_the_arena_is_not_taken_for_a_result() -> None:
+    captured = capture(lambda x: x + 1)
+    for factor in (1.0, 2.0):
+        x = torch.full((16,), factor)  # 64 bytes, like a result's place
+        assert torch.equal(captured(x), x + 1)
+
+
 @pytest.mark.parametrize("large", [0, LARGE])
 def test_a_result_may_be_the_next_argument(large: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """It lies where the step writes while it still reads its argument."""

@@ -127,8 +127,8 @@ class ManualEngine:
         numbers = len(step.optimizer.coefficients(1, step.optimizer.lr))
         self._coefficients = params.flat.new_zeros(numbers)
         self._whole, self._begin, self._part, self._end, self._predict = [
-            _execution(step, recorded, compiled)
-            for step in (
+            _execution(part, recorded, compiled)
+            for part in (
                 self._plain_whole,
                 self._plain_begin,
                 self._plain_part,

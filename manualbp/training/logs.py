@@ -221,6 +221,7 @@ def _scalars(
 
 
 def _histogram(tag: str, tensor: Tensor) -> object | None:
+    """Return the histogram; None if there is no number, or one is not finite in float32."""
     values = tensor.detach().float().cpu().numpy().reshape(-1)
     if values.size == 0 or not np.isfinite(values).all():
         return None

@@ -411,6 +411,8 @@ def test_memory_is_what_is_alive_between_steps_and_at_the_worst_moment() -> None
     class GivingBack(Allocating):
         def run(self, batches: Iterable[Batch], count: int) -> None:
             del self.made
+            for _ in range(3):
+                torch.zeros(30)  # perhaps in Python's place of the one that is gone
             self.made = torch.zeros(30)
 
     assert memory_of_step(GivingBack, problem) == Memory(16 + 4 * 1030, 4 * 30, 16 + 4 * 1030)
@@ -420,6 +422,13 @@ def test_memory_is_what_is_alive_between_steps_and_at_the_worst_moment() -> None
             self.kept.add_(1)
 
     assert memory_of_step(Still, problem) == Memory(16 + 4 * 1030, 0, 16 + 4 * 1030)
+
+    class LargeAtFirst(Still):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.zeros(5000)  # gone before the step that counts
+
+    assert memory_of_step(LargeAtFirst, problem) == memory_of_step(Still, problem)
 
 
 def test_saved_bytes_of_a_network_worked_out_by_hand() -> None:

@@ -1,0 +1,62 @@
+"""The engine of hand-written updates: where gradients are added up, copies of weights, threads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from manualbp.layers import Linear, Sequential, Tanh
+from manualbp.losses import CrossEntropyLoss
+from manualbp.optimizers import SGD
+from manualbp.training.engine import WORTH_SHARING, ManualEngine, threads_for
+from manualbp.training.step import TrainingStep
+
+MODEL = Sequential(Linear(4, 5), Tanh(), Linear(5, 3))
+
+
+def engine(**settings: Any) -> ManualEngine:
+    """Return an engine after three updates."""
+    separate = settings.pop("separate_gradients", False)
+    step = TrainingStep(MODEL, CrossEntropyLoss(), SGD(0.5, 0.9), **settings)
+    params = MODEL.parameters(torch.Generator().manual_seed(0), dtype=torch.float64)
+    trained = ManualEngine(step, params, torch.Generator(), separate_gradients=separate)
+    trained.plan([0.5] * 3)
+    data = torch.Generator().manual_seed(1)
+    for _ in range(3):
+        x = torch.randn(8, 4, dtype=torch.float64, generator=data)
+        trained.step(x, torch.randint(0, 3, (8,), generator=data))
+    return trained
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"clip_norm": 0.01}, {"clip_value": 0.001}, {"frozen": ("0.weight",)}], ids=str
+)
+def test_gradients_are_added_to_the_momentum_only_where_nothing_else_is_done_to_them(
+    settings: dict[str, Any],
+) -> None:
+    ours, separate = engine(**settings), engine(separate_gradients=True, **settings)
+    shared = ours.grads.flat is ours.state["momentum_buffer"]
+    assert shared == (not settings)
+    assert separate.grads.flat is not separate.state["momentum_buffer"]
+    for name, weight in separate.weights().items():
+        torch.testing.assert_close(ours.weights()[name], weight)
+
+
+def test_copies_of_weights_stay_as_they_are() -> None:
+    trained = engine()
+    copies = trained.copy_weights()
+    expected = {name: weight.clone() for name, weight in trained.weights().items()}
+    trained.params.flat.fill_(7.0)
+    assert list(copies) == list(expected)
+    assert len(copies) == len(expected)
+    for name, weight in expected.items():
+        assert torch.equal(copies[name], weight)
+
+
+def test_small_updates_have_one_thread_and_large_ones_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    rows = round(WORTH_SHARING / 6000)  # for 1000 parameters
+    assert threads_for(1000, rows - 1) == 1
+    assert threads_for(1000, rows + 1) == 8
