@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -411,8 +412,6 @@ def test_memory_is_what_is_alive_between_steps_and_at_the_worst_moment() -> None
     class GivingBack(Allocating):
         def run(self, batches: Iterable[Batch], count: int) -> None:
             del self.made
-            for _ in range(3):
-                torch.zeros(30)  # perhaps in Python's place of the one that is gone
             self.made = torch.zeros(30)
 
     assert memory_of_step(GivingBack, problem) == Memory(16 + 4 * 1030, 4 * 30, 16 + 4 * 1030)
@@ -422,6 +421,12 @@ def test_memory_is_what_is_alive_between_steps_and_at_the_worst_moment() -> None
             self.kept.add_(1)
 
     assert memory_of_step(Still, problem) == Memory(16 + 4 * 1030, 0, 16 + 4 * 1030)
+
+    class Growing(Allocating):
+        def run(self, batches: Iterable[Batch], count: int) -> None:
+            self.kept = torch.zeros(len(self.kept) + 1)
+
+    assert memory_of_step(Growing, problem).live == 16 + 4 * 1033  # after the three to warm up
 
     class LargeAtFirst(Still):
         def __init__(self) -> None:
@@ -436,6 +441,12 @@ def test_saved_bytes_of_a_network_worked_out_by_hand() -> None:
     problem = small_problem(dtype=torch.float32)
     assert saved_by_hand(problem) == 4 * 2 * 4
     assert saved_by_autograd(problem) == 4 * 2 * 4
+
+
+def test_of_a_batch_in_parts_one_part_is_saved_at_a_time() -> None:
+    whole = small_problem("W2a")
+    parts = replace(whole, step=replace(whole.step, micro_batch=8))
+    assert saved_by_hand(whole) == 4 * saved_by_hand(parts)
 
 
 def test_parameters_are_not_among_the_saved_bytes() -> None:

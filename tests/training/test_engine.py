@@ -9,7 +9,7 @@ import torch
 
 from manualbp.layers import Linear, Sequential, Tanh
 from manualbp.losses import CrossEntropyLoss
-from manualbp.optimizers import SGD
+from manualbp.optimizers import SGD, AdamW, LookAheadNesterov, Optimizer
 from manualbp.training.engine import WORTH_SHARING, ManualEngine, threads_for
 from manualbp.training.step import TrainingStep
 
@@ -19,7 +19,8 @@ MODEL = Sequential(Linear(4, 5), Tanh(), Linear(5, 3))
 def engine(**settings: Any) -> ManualEngine:
     """Return an engine after three updates."""
     separate = settings.pop("separate_gradients", False)
-    step = TrainingStep(MODEL, CrossEntropyLoss(), SGD(0.5, 0.9), **settings)
+    rule = settings.pop("rule", SGD(0.5, 0.9))
+    step = TrainingStep(MODEL, CrossEntropyLoss(), rule, **settings)
     params = MODEL.parameters(torch.Generator().manual_seed(0), dtype=torch.float64)
     trained = ManualEngine(step, params, torch.Generator(), separate_gradients=separate)
     trained.plan([0.5] * 3)
@@ -42,6 +43,18 @@ def test_gradients_are_added_to_the_momentum_only_where_nothing_else_is_done_to_
     assert separate.grads.flat is not separate.state["momentum_buffer"]
     for name, weight in separate.weights().items():
         torch.testing.assert_close(ours.weights()[name], weight)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [SGD(0.5, 0.9, weight_decay=0.1), LookAheadNesterov(0.5, 0.9, 0.1), AdamW(weight_decay=0.1)],
+    ids=repr,
+)
+def test_frozen_parameters_stay_as_they_are(rule: Optimizer) -> None:
+    start = MODEL.parameters(torch.Generator().manual_seed(0), dtype=torch.float64)
+    trained = engine(rule=rule, frozen=("0.weight",))
+    for name, weight in trained.weights().items():
+        assert torch.equal(weight, start.named()[name]) == (name == "0.weight")
 
 
 def test_copies_of_weights_stay_as_they_are() -> None:
