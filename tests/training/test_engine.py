@@ -73,3 +73,11 @@ def test_small_updates_have_one_thread_and_large_ones_all(monkeypatch: pytest.Mo
     rows = round(WORTH_SHARING / 6000)  # for 1000 parameters
     assert threads_for(1000, rows - 1) == 1
     assert threads_for(1000, rows + 1) == 8
+
+
+def test_frozen_parameters_have_no_part_in_the_length_that_is_clipped() -> None:
+    trained = engine(frozen=("0.weight",), clip_norm=0.01)
+    gradients = trained.gradients()
+    assert not gradients["0.weight"].any()
+    total = torch.cat([gradient.flatten() for gradient in gradients.values()]).norm()
+    assert float(total) == pytest.approx(0.01, rel=1e-3)
