@@ -77,7 +77,9 @@ def test_the_order_follows_from_seed_and_epoch_alone() -> None:
     first, second = order(seed=0, skipped=0)
     assert not torch.equal(first, second)
     assert torch.equal(second, order(seed=0, skipped=1)[0])
-    assert not torch.equal(first, order(seed=1, skipped=0)[0])
+    other = order(seed=1, skipped=0)[0]
+    assert not torch.equal(first, other)
+    assert not torch.equal(second, other)  # seed and epoch are not just added
 
 
 @pytest.mark.parametrize("engine", ["manual", "autograd"])
@@ -148,6 +150,16 @@ def test_each_update_has_the_learning_rate_of_its_moment(engine: str) -> None:
     down = [0.05 * (1 + math.cos(math.pi * update / 8)) for update in range(8)]
     assert planned == pytest.approx([*up, *down])
     assert [report.learning_rate for report in reports.epochs] == planned[3::4]
+
+
+def test_the_rest_of_an_epoch_has_the_learning_rates_of_its_updates() -> None:
+    trainer = a_trainer(**SMALL, schedule="cosine", max_epochs=7)
+    planned: list[float] = []
+    trainer.engine.plan = planned.extend
+    trainer.progress.position = 1
+    _, rates = trainer.plan_epoch()
+    assert len(set(rates)) == 4
+    assert planned == rates[1:]
 
 
 @pytest.mark.parametrize("engine", ["manual", "autograd", "lockstep"])
