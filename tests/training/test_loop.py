@@ -328,3 +328,34 @@ def test_a_validation_loss_of_nan_leads_back_too() -> None:
     with pytest.raises(NotFinite, match=r"^the validation loss of epoch 2$"):
         trainer.fit(Reports())
     assert_same(trainer.snapshot(), before)
+
+
+def test_seconds_add_up_over_the_parts_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("manualbp.training.loop.perf_counter", lambda: clock[0])
+    seen: list[dict[str, Any]] = []
+
+    class Saver(Reports):
+        def after_update(self, trainer: Trainer) -> None:
+            seen.append(trainer.snapshot())
+
+    def ticking() -> Trainer:
+        trainer = a_trainer(**SMALL, max_epochs=2)
+        step = trainer.engine.step
+
+        def tick(x: Tensor, target: Tensor) -> Tensor:
+            clock[0] += 1.0  # a second for each of 4 updates an epoch
+            return step(x, target)
+
+        trainer.engine.step = tick
+        return trainer
+
+    whole = ticking()
+    whole.fit(Saver())
+    assert [snapshot["seconds"] for snapshot in seen] == [1, 2, 3, 5, 6, 7]
+    assert whole.progress.seconds == 8
+    clock[0] += 1000  # between the two parts of a run
+    resumed = ticking()
+    resumed.restore(seen[4])
+    resumed.fit(Reports())
+    assert resumed.progress.seconds == 8
