@@ -392,6 +392,6 @@ def test_a_failure_says_where_how_much_and_how_to_see_it_again(monkeypatch):
         " against autograd in float64, limit 1.00e-05, autograd's own ",
         "; worst at [7, 7]: ",
         ", expected ",
-        "; to see it again: manualbp compare --layer Linear --dtype float32 --device cpu --seed 3",
+        "; what is wrong: manualbp check --layer Linear --dtype float32 --device cpu --seed 3",
     ):
         assert part in line

@@ -182,7 +182,7 @@ class Trial:
 
     @property
     def owner(self) -> str:
-        """What is checked: a class, as `manualbp compare --layer` takes it, or a model's layers."""
+        """What is checked: a class, as `manualbp check --layer` takes it, or a model's layers."""
         layer = self.case.layer
         if not isinstance(layer, WithLoss):
             return type(layer).__name__
@@ -190,13 +190,13 @@ class Trial:
         return loss if layer.model == Sequential() else f"{layer.model} with {loss}"
 
     def report(self, lines: list[str], what: str = "") -> list[str]:
-        """Return the lines, each with the place, and with the command if there is one for it."""
+        """Return the lines, each with the place, and with the command that says what is wrong."""
         x, seed = self.inputs.x, self.inputs.seed
         dtype = str(x.dtype).removeprefix("torch.")
         place = f"{self.owner}, case {self.case.name!r}{what}, {x.device.type} {dtype}, seed {seed}"
         again = ""
-        if self.owner.isidentifier():  # compare knows layers and losses, but not every model
-            again = f"; to see it again: manualbp compare --layer {self.owner} --dtype {dtype}"
+        if self.owner.isidentifier():  # check knows layers and losses, but not every model
+            again = f"; what is wrong: manualbp check --layer {self.owner} --dtype {dtype}"
             again += f" --device {x.device.type} --seed {seed}"
         return [f"{place}: {line}{again}" for line in lines]
 

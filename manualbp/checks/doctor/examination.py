@@ -52,6 +52,9 @@ DRAWS = 3
 """In less than float64 a number may fall on the other side of a kink by rounding alone. A gradient
 that is right in float64 is wrong there only if it is wrong for so many inputs."""
 
+SMALL = 100_000
+"""Numbers that one thread deals with best."""
+
 CANNOT_TELL = 1e-2
 """A truth that is known no better than this, relative to the gradient, tells nothing."""
 
@@ -246,16 +249,23 @@ def _require_judgeable(trial: Trial) -> None:
 
 @contextmanager
 def _undisturbed(arguments: Arguments) -> Generator[None]:
-    """Leave torch's random numbers as they were; within, products are not rounded to TF32."""
+    """Leave torch's random numbers as they were; within, products are not rounded to TF32.
+
+    And small tensors are worked on by one thread: several wait for each other most of the time.
+    """
     devices = {t.device.index or 0 for t in arguments.values() if t.device.type == "cuda"}
     before = [(part, part.fp32_precision) for part in _may_use_tf32()]
     for part, _ in before:
         part.fp32_precision = "ieee"
+    threads = torch.get_num_threads()
+    if sum(tensor.numel() for tensor in arguments.values()) <= SMALL:
+        torch.set_num_threads(1)
     try:
         with own_random_numbers(*devices), catch_warnings():
             simplefilter("ignore")  # what the subject's own code warns of on odd inputs
             yield
     finally:
+        torch.set_num_threads(threads)
         for part, precision in before:
             part.fp32_precision = precision
 

@@ -5,6 +5,7 @@ Some of them can be told which gradients are asked for, which contracts make use
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -247,6 +248,7 @@ class OfModule:
     def __init__(self, module: nn.Module, call: Callable[[nn.Module, Arguments], Any]) -> None:
         self._module = module
         self._call = call
+        self._converted: dict[tuple[torch.device, torch.dtype], nn.Module] = {}
 
     @property
     def parameters(self) -> list[str]:
@@ -256,11 +258,29 @@ class OfModule:
     def __call__(self, arguments: Arguments) -> Any:
         """Return what the module returns."""
         like = next(tensor for tensor in arguments.values() if tensor.is_floating_point())
-        module = deepcopy(self._module).to(like.device, like.dtype)
-        named = {name for name, _ in module.named_parameters()}
-        for name in named & arguments.keys():
+        kind = like.device, like.dtype
+        if kind not in self._converted:
+            self._converted[kind] = deepcopy(self._module).to(*kind)
+        named = {name for name, _ in self._converted[kind].named_parameters()} & arguments.keys()
+        module = _copied(self._converted[kind], named)
+        for name in named:
             _set_parameter(module, name, arguments[name])
         return self._call(module, arguments)
+
+
+def _copied(module: nn.Module, replaced: Collection[str]) -> nn.Module:
+    """Return a deep copy but for these parameters, which others will stand in the place of.
+
+    A module has a dozen dictionaries of hooks, nearly always empty: to let `deepcopy` make them one
+    by one takes longer than a pass.
+    """
+    made: dict[int, Any] = {}
+    for part in module.modules():
+        for value in vars(part).values():
+            if type(value) in (dict, OrderedDict) and not value:
+                made[id(value)] = type(value)()
+    made |= {id(p): p for name, p in module.named_parameters() if name in replaced}
+    return deepcopy(module, made)
 
 
 def _set_parameter(module: nn.Module, name: str, tensor: Tensor) -> None:
