@@ -31,10 +31,11 @@ FEW_ROWS = 8
 
 @dataclass(frozen=True)
 class LocateConfig:
-    """Find the first layer, in the order of the backward pass, whose gradients are wrong.
+    """Find the layer at which the hand-written gradient first goes wrong.
 
-    Each layer is judged apart, from the right forward values and the right upstream gradient, in
-    float64: one wrong layer does not blame the others.
+    First is in the order of the backward pass, from the outputs to the inputs.
+
+    Each layer is judged apart, so one wrong layer does not blame the others.
     """
 
     model: str = "mlp"

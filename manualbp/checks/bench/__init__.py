@@ -32,8 +32,9 @@ from manualbp.training.config import (
 class BenchConfig:
     """Measure a training step by hand beside autograd, eager and compiled.
 
-    With no options: five networks, from 2-2-2 to 784-512-256-10. All variants are first proved to
-    make the same step; a variant that does not stops the command.
+    With no options: five networks, from 2-2-2 to 784-512-256-10.
+
+    All variants are first proved to make the same step, or nothing is timed.
     """
 
     workload: tuple[str, ...] = ()

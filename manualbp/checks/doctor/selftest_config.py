@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class SelftestConfig:
-    """Test the gradient doctor: find planted bugs, name them, and accuse no right backward pass.
+    """Test the gradient doctor on planted bugs and on right backward passes.
 
-    Right passes go through all that `manualbp check` does, in float64, float32 and bfloat16.
+    Bugs must be found and named; right passes go through all that `check` does.
     """
 
     seeds: int = 5
