@@ -75,7 +75,7 @@ def test_the_help_names_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"train", "compare"} <= set(re.findall(r"\w+", text))
 
 
-VERBS = "train compare check locate bench explain errata selftest".split()
+VERBS = ["train", "compare", "check", "locate", "bench", "explain", "errata", "selftest"]
 
 
 @pytest.mark.parametrize("verb", VERBS)

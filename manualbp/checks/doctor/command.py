@@ -27,13 +27,15 @@ class CheckConfig:
 
     This EXECUTES the code of the target's file, and of the reference's.
 
-    The target is a torch.autograd.Function, a module, a callable that uses one, a layer of ours, or
-    a pair: `y, saved = forward(*inputs)` and `gradients = backward(dy, saved)`, as a tuple of
-    functions or an object with these two methods.
+    The target is one of
+    - a torch.autograd.Function, a module, or a callable that uses one
+    - a layer of ours
+    - a pair, `y, saved = forward(*inputs)` and `gradients = backward(dy, saved)`:
+    - ... a tuple of these functions, or an object with these methods
 
-    Exit codes: 0 where nothing is wrong, 1 where something is, 2 for bad input. A warning leaves it
-    at 0: the pass is right, but would be wrong without an error after a mistake elsewhere, as with
-    `ctx.x = x` in the place of `ctx.save_for_backward(x)`.
+    Exit codes: 0 where nothing is wrong, 1 where something is, 2 for bad input.
+
+    A warning leaves it at 0: right, but wrong after a mistake elsewhere.
     """
 
     target: Annotated[
