@@ -35,7 +35,7 @@ LARGE = 2.0**40
 LINEAR = frozenset(
     ("upstream ignored", "upstream twice", "extra term", "precision", "clipped", NOT_RECOGNISED)
 )
-STRIDES = frozenset(("strides", "in-place change", "error"))
+STRIDES = frozenset(("strides", "in-place change", "error", "not deterministic", "assigned"))
 MEMORY = frozenset(
     (
         *("accumulated", "not deterministic", "stale saved tensor", "saved tensor overwritten"),

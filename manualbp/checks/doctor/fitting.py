@@ -15,6 +15,9 @@ from manualbp.checks.doctor.laboratory import TINY, Draw, Laboratory, error_of, 
 COARSE = 1e-5
 """An error that float32 may leave, relative to the largest number."""
 
+PART = 0.05
+"""A term explains an error if it leaves less than this of it."""
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -125,10 +128,17 @@ def _terms(name: str, draw: Draw, axes: tuple[int, ...]) -> dict[str, list[Tenso
         if y.shape == x.shape:
             found["proportional to the output y"] = [y.double()]
     found["proportional to the input itself"] = [x]
-    found["proportional to the input less its mean"] = [x - x.mean(axes, keepdim=True)]
+    if torch.Size([x.shape[axis] for axis in axes]).numel() > 2:  # of two it is any ±a
+        found["proportional to the input less its mean"] = [x - x.mean(axes, keepdim=True)]
     exps = (x - x.amax(axes, keepdim=True)).exp()
-    found["proportional to the softmax of the input"] = [exps / exps.sum(axes, keepdim=True)]
+    softmax = exps / exps.sum(axes, keepdim=True)
+    found["proportional to the softmax of the input"] = [softmax]
     found["a constant and a multiple of the input"] = [torch.ones_like(x), x]
+    if x.ndim and torch.Size([x.shape[axis] for axis in axes]).numel() > 2:
+        for what in ("proportional to the output y", "proportional to the input itself"):
+            if what in found:
+                words = "where one to the softmax of the input belongs, or the other way round,"
+                found[f"{what} {words}"] = [found[what][0] - softmax]
     return found
 
 
@@ -148,7 +158,7 @@ def _term(
     if group <= len(basis) or scale <= TINY or largest_of(missing) <= limit * scale:
         return None
     error = largest_of(_without(missing, basis, axes)) / scale
-    if error > limit:
+    if error > limit or error * scale > PART * largest_of(missing):
         return None
     if largest_of(_without(right, basis, axes)) <= limit * scale:
         return None  # the whole gradient is of this kind: that a part is missing says nothing
@@ -196,6 +206,8 @@ def _crossed(name: str, draw: Draw, what: str, limit: float) -> Term | None:
     left = (left - left.mean(1, keepdim=True)) * basis[0]
     if scale <= TINY or largest_of(left) > limit * scale:
         return None
+    if largest_of(left) > PART * largest_of(right - ours):
+        return None  # what is left is no smaller than what is explained: rounding, for example
     surplus = right.numel() - sum(right.shape)
     return Term((0, 1), what, largest_of(right - ours) / scale, largest_of(left) / scale, surplus)
 

@@ -62,10 +62,13 @@ def hypotheses(lab: Laboratory, name: str, first: Draw) -> Iterator[Hypothesis]:
     yield from _activations(lab, name)
     yield from _factors(lab, name, first)
     yield from _functions_as_factors(name, first)
+    yield from _read_in_place(name, first)
+    yield from _products_with_dy(name, first)
     yield from _sums(lab, name, first)
     yield from _last_or_first(lab, name, first)
     yield from _summed_as_it_is(name, first)
     yield from _upstream_transposed(lab, name, first)
+    yield from _of_another_that_is_broadcast(lab, name, first)
 
 
 def last_hypotheses(lab: Laboratory, name: str, first: Draw) -> Iterator[Hypothesis]:
@@ -152,6 +155,29 @@ def _of_another_argument(name: str, first: Draw) -> Iterator[Hypothesis]:
 
             words = f"it is the gradient of {other}, transposed"
             yield Hypothesis("another argument", words, turned)
+
+
+def _of_another_that_is_broadcast(lab: Laboratory, name: str, first: Draw) -> Iterator[Hypothesis]:
+    """Two gradients exchanged, of which autograd sums one to the shape of its argument."""
+    shape = first.true[name].shape
+    for other in first.true:
+        if other == name or first.true[other].shape == shape:
+            continue
+        if broadcasts(shape, first.true[other].shape):
+
+            def summed(draw: Draw, other: str = other) -> Tensor:
+                return draw.true[other].sum_to_size(shape)
+
+            words = f"it is the gradient of {other}, summed to the shape of {name}"
+            yield Hypothesis("another argument", words, summed)
+        if broadcasts(first.true[other].shape, shape):
+
+            def unsummed(draw: Draw, other: str = other) -> Tensor:
+                spread = {**draw.arguments, other: draw.arguments[other].expand(shape).clone()}
+                return lab.true(spread, draw.dys)[other]
+
+            words = f"it is the gradient of {other}, before the sum over what is broadcast"
+            yield Hypothesis("another argument", words, unsummed)
 
 
 def _added(name: str, first: Draw) -> Iterator[Hypothesis]:
@@ -368,6 +394,14 @@ def _other_tensors(lab: Laboratory, name: str, first: Draw) -> Iterator[Hypothes
             words = f"the factor {other} is missing"
             change = with_argument(other, lambda draw, o=other: torch.ones_like(draw.arguments[o]))
             yield Hypothesis("missing factor", words, change)
+            if other != name:
+                words = (
+                    f"the part that comes through {other} is missing: it is that for {other} = 0"
+                )
+                change = with_argument(
+                    other, lambda draw, o=other: torch.zeros_like(draw.arguments[o])
+                )
+                yield Hypothesis("missing term", words, change, exact=True)
             for third, candidate in floats.items():
                 if third != other and candidate.shape == tensor.shape:
                     words = f"{third} is used in the place of {other}"
@@ -448,6 +482,8 @@ def _activations(lab: Laboratory, name: str) -> Iterator[Hypothesis]:
         yield Hypothesis("activation derivative missing", words, missing)
         twice = weighted(lambda y, v=inverse, s=slope: s(v(y)))
         words = f"the derivative of the activation {text} is applied twice"
+        if text == "exp":  # its derivative is y, which much else has as a factor
+            words = "the factor y is there once too often, as if the derivative of exp came twice"
         yield Hypothesis("activation derivative twice", words, twice)
         at_y = weighted(lambda y, v=inverse, s=slope: s(y) / s(v(y)))
         words = f"the derivative of the activation {text} is taken at y instead of v"
@@ -540,6 +576,55 @@ def _functions_as_factors(name: str, first: Draw) -> Iterator[Hypothesis]:
 
         words = f"the derivative {formula} is taken with {name} in the place of the output y"
         yield Hypothesis("activation derivative at x", words, at_input)
+
+
+def _read_in_place(name: str, first: Draw) -> Iterator[Hypothesis]:
+    """A factor that belongs to the place before or after along an axis, as in a recurrence."""
+    shape = first.true[name].shape
+    tensors = [n for n, t in first.arguments.items() if t.is_floating_point() and n != "y"]
+    for z in [*tensors, "y"]:
+        if (first.outputs[0] if z == "y" else first.arguments[z]).shape != shape:
+            continue
+        for axis, step in ((axis, step) for axis in range(len(shape)) for step in (1, -1)):
+            if shape[axis] < 3:
+                continue
+
+            def moved(draw: Draw, z: str = z, axis: int = axis, step: int = step) -> Tensor:
+                tensor = (draw.outputs[0] if z == "y" else draw.arguments[z]).double()
+                found = draw.true[name] * tensor / tensor.roll(step, axis)
+                end = 0 if step > 0 else -1  # has no neighbour: nothing is known of it
+                found.select(axis, end).copy_(draw.ours(name).select(axis, end))
+                return found
+
+            words = (
+                f"{z} is taken at i where it belongs at i {'-' if step > 0 else '+'} 1, along axis "
+                f"{axis}"
+            )
+            yield Hypothesis("off by one", words, moved, exact=True)
+
+
+def _products_with_dy(name: str, first: Draw) -> Iterator[Hypothesis]:
+    """A tensor as it is in the place of what is made from it, such as x for a normalised x."""
+    shape, up = first.true[name].shape, first.dys[0].shape
+    if not broadcasts(shape, up):
+        return
+    tensors = [n for n, t in first.arguments.items() if t.is_floating_point() and n != "y"]
+    for z in [*tensors, "y"]:
+        if z == name or (first.outputs[0] if z == "y" else first.arguments[z]).shape != up:
+            continue
+
+        def product(draw: Draw, z: str = z) -> Tensor:
+            tensor = (draw.outputs[0] if z == "y" else draw.arguments[z]).double()
+            return (draw.dys[0].double() * tensor).sum_to_size(shape)
+
+        sum_ = "dy" if shape == up else "the sum of dy"
+        words = (
+            f"it is {sum_} times {z} itself, where something else belongs that is made from {z}, "
+            "such as one that is normalised or activated"
+        )
+        if z == "y":
+            words = f"it is {sum_} times the output y, where a factor of an earlier step belongs"
+        yield Hypothesis("another tensor", words, product, exact=True)
 
 
 def broadcasts(small: Sequence[int], large: Sequence[int]) -> bool:

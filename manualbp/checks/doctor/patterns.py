@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from math import comb
 
 import torch
 from torch import Tensor
@@ -41,8 +42,11 @@ def pattern(name: str, draws: Sequence[Draw], limit: float) -> Pattern | None:
     for words, cause in _special(name, failing):
         return Pattern(cause, f"it is wrong {words}", f"{numbers}, all there; {relation}")
     union = torch.stack([m for _, m in failing]).any(0)
-    if union.all():
-        return None  # in one run or another every number is wrong
+    if union.all():  # in one run or another every number is wrong
+        told = {_relation(draw, name, mask) for draw, mask in failing}
+        if len(told) == 1 and all("times the right" in text for text in told):
+            return Pattern("certain elements", f"in some places alone {relation}", numbers)
+        return None
     for words in _places(union):
         return Pattern("certain elements", f"it is wrong {words}; {relation}", numbers)
     return None
@@ -58,12 +62,18 @@ def _special(name: str, failing: Sequence[tuple[Draw, Tensor]]) -> list[tuple[st
         values = tensor[mask]
         value = values.flatten()[0]
         # One value that stands nowhere else is a kink or a tie only if it is no chance number.
-        common = bool((values == value).all()) and not bool((tensor[~mask] == value).any())
+        # Where the right gradient is zero besides, a wrong formula may give it by accident.
+        told = ~mask & (first.true[name] != 0)
+        common = bool((values == value).all()) and not bool((tensor[told] == value).any())
         if common and (int(mask.sum()) > 1 or value.item() == round(value.item())):
-            found.append((f"only where {other} = {value.item():g}, at a kink", "kinks"))
+            why = "at a kink"
+            if _undone(first, name, mask):
+                why = f"at a kink, or where it is divided by {other}"
+            found.append((f"only where {other} = {value.item():g}, {why}", "kinks"))
     for other, tensor in tensors.items():
         for axis in range(tensor.ndim):
-            if mask.any() and bool((_ties(tensor, axis) | ~mask).all()):
+            ties = _ties(tensor, axis)
+            if mask.any() and bool((ties | ~mask).all()) and not bool(ties.all()):
                 found.append((f"only where {other} has ties along axis {axis}", "ties"))
     if all(bool((d.true[name][m] == 0).all()) for d, m in failing) and all(
         bool((d.true[name][~m] != 0).all()) for d, m in failing
@@ -78,7 +88,8 @@ def _special(name: str, failing: Sequence[tuple[Draw, Tensor]]) -> list[tuple[st
         # A number between the two groups, in all draws together.
         bad = torch.cat([v[m] for v, (_, m) in zip(values, failing, strict=True)])
         good = torch.cat([v[~m] for v, (_, m) in zip(values, failing, strict=True)])
-        if min(len(bad), len(good)) < 4 or not bad.is_floating_point():
+        few = min(len(bad), len(good))
+        if (few < 4 and comb(len(bad) + len(good), few) < 5000) or not bad.is_floating_point():
             continue
         if bad.max() < good.min():
             between = f"{bad.max().item():.3g} and {good.min().item():.3g}"
@@ -93,6 +104,12 @@ def _special(name: str, failing: Sequence[tuple[Draw, Tensor]]) -> list[tuple[st
     return found
 
 
+def _undone(draw: Draw, name: str, mask: Tensor) -> bool:
+    """Return whether a gradient has zero or no number where it is wrong."""
+    ours = draw.ours(name)[mask]
+    return bool(((ours == 0) | ~ours.isfinite()).all())
+
+
 def _distances(
     failing: Sequence[tuple[Draw, Tensor]], names: Sequence[str]
 ) -> list[tuple[str, list[Tensor]]]:
@@ -105,9 +122,8 @@ def _distances(
 
 
 def _ties(tensor: Tensor, axis: int) -> Tensor:
-    """Return True where the largest number along the axis stands, and stands more than once."""
-    largest = tensor == tensor.amax(axis, keepdim=True)
-    return largest & (largest.sum(axis, keepdim=True) > 1)
+    """Return True where a number stands more than once along the axis."""
+    return (tensor.unsqueeze(axis) == tensor.unsqueeze(axis + 1)).sum(axis) > 1
 
 
 def _places(mask: Tensor) -> list[str]:
@@ -272,14 +288,81 @@ def wrong_links(lab: Laboratory, name: str, draw: Draw, limit: float) -> WrongLi
         return WrongLinks("missing term", words, _count(lost, belongs, "right links are missing"))
     where = _order(too_many, dy.shape, x)
     if where and bool((too_many.sum(0) > 0).any()) and _free(belongs, dy.shape, x, where):
-        words = (
-            f"it lets {where} numbers of y through, which do not depend on {name} there: a mask "
-            "(a causal one) of the forward pass is missing in it"
-        )
+        why = "a mask (a causal one) of the forward pass is missing in it"
+        if not same[belongs].all():
+            why += ", or what is masked is made from the wrong things"
+        words = f"it lets {where} numbers of y through, which do not depend on {name} there: {why}"
         return WrongLinks("masked positions", words, _count(too_many, ~belongs, "links are there"))
+    astray = _astray(name, g.view(*dy.shape, *x), j.view(*dy.shape, *x), dy.ndim, small)
+    if astray is not None:
+        return astray
     alone = bool((belongs.sum(0) <= 1).all() and (there.sum(0) <= 1).all())
+    if not alone and dy.shape == x:
+        off = ~torch.eye(len(same), dtype=torch.bool, device=same.device)
+        if bool(same[off].all()) and bool((belongs & off).any()):
+            words = (
+                "a term is missing or wrong that multiplies dy number by number, as a skip "
+                "connection or a gate has; what goes from one number to another is right"
+            )
+            evidence = (
+                f"of the Jacobian only {int((~same).sum())} of {len(same)} numbers on the diagonal "
+                f"are wrong, and none of {int(off.sum())} beside it"
+            )
+            return WrongLinks("missing term", words, evidence)
     if alone and not too_many.any() and dy.shape == x:
         return _wrong_slopes(draw, name, g.sum(0), j.sum(0), same.all(0))
+    return None
+
+
+def _astray(name: str, ours: Tensor, right: Tensor, ndim: int, small: float) -> WrongLinks | None:
+    """Return that what comes from an index of y goes to another index of the argument, unchanged.
+
+    Both are Jacobians with the `ndim` axes of y before those of the argument. Numbers that fall off
+    the end of an axis are lost; for them some parts at the ends may differ.
+    """
+    for a in range(ndim):
+        for b in range(ndim, right.ndim):
+            g, j = (t.movedim(a, 0).movedim(b, 1).flatten(2) for t in (ours, right))
+            parts, length = g.shape[:2]
+            if not (1 < parts <= MOST_PARTS and 1 < length <= MOST_PARTS and g.shape[2] > 1):
+                continue
+            steps = [_step(mine, its, small) for mine, its in zip(g, j, strict=True)]
+            known = [step for step in steps if step is not None]
+            if not any(known) or len(steps) - len(known) > len(steps) // 4:
+                continue
+            count = f"it holds for {len(known)} of {parts} indices of y, all numbers of each"
+            if len(set(known)) == 1:
+                words = (
+                    f"what comes from an index along axis {a} of y stands {known[0]:+d} further on "
+                    f"along axis {b - ndim} of {name} than it belongs: off by so many"
+                )
+                return WrongLinks("off by one", words, count)
+            told: list[str] = []
+            for i, step in enumerate(steps):
+                if step:
+                    first = int((j[i].abs() > small).any(1).nonzero()[0])
+                    told.append(f"index {i} goes to {first + step} and not to {first}")
+            words = (
+                f"what comes from an index along axis {a} of y goes to the wrong index along axis "
+                f"{b - ndim} of {name}: {', '.join(told[:3])}"
+            )
+            return WrongLinks("permuted", words, count)
+    return None
+
+
+def _step(ours: Tensor, right: Tensor, small: float) -> int | None:
+    """Return by how many indices of the first axis the one is the other, moved on; else None."""
+    if not (right.abs() > small).any():
+        return None
+    length = len(right)
+    for step in sorted(range(1 - length, length), key=abs):
+        moved = torch.zeros_like(right)
+        if step >= 0:
+            moved[step:] = right[: length - step]
+        else:
+            moved[:step] = right[-step:]
+        if (moved.abs() > small).any() and largest_of(moved - ours) <= small:
+            return step
     return None
 
 
