@@ -273,7 +273,9 @@ def _explain(lab: Laboratory, name: str, draw: Draw) -> list[Diagnosis]:
     tight = 10 * max(lab.limit(d, name) for d in draws)
     best = _best_fit(hypotheses(lab, name, draw), name, draws, tight)
     if best is not None:
-        return _told(name, best, draws, tight)
+        told = _told(name, best, draws, tight)
+        small = None if told else _precision(lab, name, draws, lambda d: d.true[name])
+        return told if small is None else [small]
     if in_other_places(name, draws, tight):
         words = (
             f"the gradient of {name} has the right numbers in the wrong places, as after a reshape "
@@ -458,7 +460,7 @@ def _share_of_rows(name: str, draw: Draw, factor: float) -> list[str]:
     count = int(right.flatten(1).any(1).sum()) if right.ndim > 1 and right.numel() else 0
     if not 0 < count < rows:
         return []
-    those = f"where {count} of N = {rows} indices along axis 0 have a gradient that is not zero"
+    those = f"where {count} of {rows} indices along axis 0 have a gradient that is not zero"
     if isclose(abs(factor), count / rows, rel_tol=1e-6):
         return [f"{count}/{rows}, {those}"]
     return [f"{rows}/{count}, {those}"] if isclose(abs(factor), rows / count, rel_tol=1e-6) else []

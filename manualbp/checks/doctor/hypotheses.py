@@ -395,9 +395,7 @@ def _other_tensors(lab: Laboratory, name: str, first: Draw) -> Iterator[Hypothes
             change = with_argument(other, lambda draw, o=other: torch.ones_like(draw.arguments[o]))
             yield Hypothesis("missing factor", words, change)
             if other != name:
-                words = (
-                    f"the part that comes through {other} is missing: it is that for {other} = 0"
-                )
+                words = f"the part that comes through {other} is missing, as if {other} were 0"
                 change = with_argument(
                     other, lambda draw, o=other: torch.zeros_like(draw.arguments[o])
                 )
