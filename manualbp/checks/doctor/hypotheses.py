@@ -606,22 +606,17 @@ def _products_with_dy(name: str, first: Draw) -> Iterator[Hypothesis]:
     shape, up = first.true[name].shape, first.dys[0].shape
     if not broadcasts(shape, up):
         return
-    tensors = [n for n, t in first.arguments.items() if t.is_floating_point() and n != "y"]
-    for z in [*tensors, "y"]:
-        if z == name or (first.outputs[0] if z == "y" else first.arguments[z]).shape != up:
+    for z, tensor in first.arguments.items():
+        if z == name or not tensor.is_floating_point() or tensor.shape != up:
             continue
 
         def product(draw: Draw, z: str = z) -> Tensor:
-            tensor = (draw.outputs[0] if z == "y" else draw.arguments[z]).double()
-            return (draw.dys[0].double() * tensor).sum_to_size(shape)
+            return (draw.dys[0].double() * draw.arguments[z].double()).sum_to_size(shape)
 
-        sum_ = "dy" if shape == up else "the sum of dy"
         words = (
-            f"it is {sum_} times {z} itself, where something else belongs that is made from {z}, "
-            "such as one that is normalised or activated"
+            f"it is {'dy' if shape == up else 'the sum of dy'} times {z} itself, where something "
+            f"else belongs that is made from {z}, such as one that is normalised or activated"
         )
-        if z == "y":
-            words = f"it is {sum_} times the output y, where a factor of an earlier step belongs"
         yield Hypothesis("another tensor", words, product, exact=True)
 
 
