@@ -84,12 +84,15 @@ def _special(name: str, failing: Sequence[tuple[Draw, Tensor]]) -> list[tuple[st
     if all(d.outputs[0].shape == shape for d, _ in failing):
         candidates.append(("y", [d.outputs[0] for d, _ in failing]))
     candidates += [*_distances(failing, list(tensors))]
+    moving = not all(torch.equal(m, mask) for _, m in failing)
     for other, values in candidates:
         # A number between the two groups, in all draws together.
         bad = torch.cat([v[m] for v, (_, m) in zip(values, failing, strict=True)])
         good = torch.cat([v[~m] for v, (_, m) in zip(values, failing, strict=True)])
         few = min(len(bad), len(good))
-        if (few < 4 and comb(len(bad) + len(good), few) < 5000) or not bad.is_floating_point():
+        # Of so few the places must change from run to run: one place has some value anyway.
+        chance = comb(len(bad) + len(good), few)
+        if (few < 4 and (chance < 5000 or not moving)) or not bad.is_floating_point():
             continue
         if bad.max() < good.min():
             between = f"{bad.max().item():.3g} and {good.min().item():.3g}"
