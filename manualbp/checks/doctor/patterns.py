@@ -72,8 +72,7 @@ def _special(name: str, failing: Sequence[tuple[Draw, Tensor]]) -> list[tuple[st
             found.append((f"only where {other} = {value.item():g}, {why}", "kinks"))
     for other, tensor in tensors.items():
         for axis in range(tensor.ndim):
-            ties = _ties(tensor, axis)
-            if mask.any() and bool((ties | ~mask).all()) and not bool(ties.all()):
+            if mask.any() and bool((_ties(tensor, axis) | ~mask).all()):
                 found.append((f"only where {other} has ties along axis {axis}", "ties"))
     if all(bool((d.true[name][m] == 0).all()) for d, m in failing) and all(
         bool((d.true[name][~m] != 0).all()) for d, m in failing
@@ -125,8 +124,9 @@ def _distances(
 
 
 def _ties(tensor: Tensor, axis: int) -> Tensor:
-    """Return True where a number stands more than once along the axis."""
-    return (tensor.unsqueeze(axis) == tensor.unsqueeze(axis + 1)).sum(axis) > 1
+    """Return True where the largest number along the axis stands, and stands more than once."""
+    largest = tensor == tensor.amax(axis, keepdim=True)
+    return largest & (largest.sum(axis, keepdim=True) > 1)
 
 
 def _places(mask: Tensor) -> list[str]:
