@@ -52,6 +52,14 @@ NOT_RECOGNISED = "not recognised"
 NEARLY = 2e-3
 """A factor that leaves less than this explains a gradient but for a rest."""
 
+TERM_OF = {
+    "constant": ", as the mean in the gradient of a normalisation",
+    "proportional to the output y": ", as y Σ dy y in the gradient of softmax",
+    "proportional to the softmax of the input": ", as in that of log-softmax",
+    "proportional to the input less its mean": ", as a normalisation's variance brings in",
+}
+"""Where a term of this kind is known from."""
+
 
 def diagnose(
     subject: Subject,
@@ -287,7 +295,7 @@ def _explain(lab: Laboratory, name: str, draw: Draw) -> list[Diagnosis]:
     if term is not None:
         words = (
             f"in the gradient of {name} a term is missing or wrong that is {term.what} "
-            f"along axis {', '.join(map(str, term.axes))}"
+            f"along axis {', '.join(map(str, term.axes))}{TERM_OF.get(term.what, '')}"
         )
         evidence = (
             f"truth minus gradient is such a term to {term.error:.0e}; "

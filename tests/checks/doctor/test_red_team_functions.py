@@ -243,6 +243,20 @@ def test_a_factor_is_the_share_of_the_rows_that_count() -> None:
     assert "0.6: 3/5, where 3 of 5 indices along axis 0" in words[0]
 
 
+@pytest.mark.parametrize(
+    ("forward", "backward", "said"),
+    [
+        (lambda x: x.softmax(-1), lambda dy, x, y: y * dy, ", as y Σ dy y in the gradient of soft"),
+        (lambda x: x.log_softmax(-1), lambda dy, x, y: dy, ", as in that of log-softmax"),
+        (lambda x: x - x.mean(-1, keepdim=True), lambda dy, x, y: dy, ", as the mean in the grad"),
+    ],
+)
+def test_where_a_missing_term_is_known_from(forward, backward, said) -> None:
+    target = wrap(custom(forward, backward), "mine", [numbers(4, 5)])
+    (found,) = examine(target.subject, target.arguments, target.truth).diagnoses
+    assert f"along axis 1{said}" in found.words
+
+
 class AssignedWindows(Function):
     @staticmethod
     def forward(ctx, x, w):
