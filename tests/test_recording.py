@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 from weakref import ref
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from manualbp.checks.agreement import make_inputs
 from manualbp.checks.registry import case_owner, layer_cases, loss_cases
@@ -201,6 +203,22 @@ def test_a_result_still_needed_is_not_overwritten() -> None:
     for factor in (1.0, 3.0):
         x = torch.full((4,), factor)
         assert torch.equal(captured(x), step(x))
+
+
+def test_what_is_written_over_its_operand_is_called_in_place() -> None:
+    seen: list[str] = []
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            seen.append(str(func))
+            return func(*args, **kwargs or {})
+
+    captured = capture(lambda x: x.exp().sin())
+    x = torch.tensor([0.5, 1.0])
+    captured(x)
+    with Names():
+        assert torch.equal(captured(x), x.exp().sin())
+    assert seen[:3] == ["aten.copy_.default", "aten.exp.out", "aten.sin_.default"]
 
 
 def test_an_operand_that_is_read_in_two_ways_is_not_overwritten() -> None:
