@@ -59,8 +59,10 @@ class Captured:
         if not torch.is_inference_mode_enabled():
             with torch.inference_mode():
                 return self(*arguments)
-        # get_device() is a number, many times cheaper to look up than .device.
-        key = tuple([(a.shape, a.dtype, a.get_device()) for a in arguments])
+        key: tuple[Any, ...] = ()
+        for argument in arguments:
+            # get_device() is a number, many times cheaper to look up than .device.
+            key += argument.shape, argument.dtype, argument.get_device()
         recording = self.recordings.get(key)
         if recording is None:
             if len(self.recordings) == MOST_SHAPES:
@@ -419,6 +421,10 @@ def _into(op: OpOverload, args: Any, kwargs: Any, out: Tensor) -> Callable[[], A
         name, args = "sub", (args[1], args[0], *args[2:])
     if name in ("sum", "mean") and len(args) == 1:  # over all axes: with `out` they must be named
         args = (args[0], tuple(range(args[0].ndim)))
+    if name in ("sum", "amax") and args[1:] and len(args[1]) == 1:  # a number is read faster
+        args = (args[0], args[1][0], *args[2:])
+    if name == "addmm":  # it would spread the bias over the rows at every call
+        args = (args[0].expand_as(out), *args[1:])
     args = _with_tensors_for_numbers(name, args, out)
     # torch.mm(..., out=) takes half the time of torch.ops.aten.mm.out, which is the same kernel.
     candidates = [getattr(torch, name, None)]

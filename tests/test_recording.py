@@ -79,9 +79,8 @@ def assert_same_run(rule: Optimizer, **settings: object) -> None:
     for name, tensor in eager.state.items():
         assert torch.equal(replayed.state[name], tensor), name
     assert torch.equal(replayed.generator.get_state(), eager.generator.get_state())
-    captured = replayed._part if "micro_batch" in settings else replayed._whole
-    assert isinstance(captured, Captured)
-    assert len(captured.recordings) == 2  # batches of 8 and of 3, or parts of 3 and of 2
+    assert isinstance(replayed._update, Captured)
+    assert len(replayed._update.recordings) == 2  # batches of 8 and of 3
 
 
 @pytest.mark.parametrize("rule", RULES, ids=repr)

@@ -126,17 +126,8 @@ class ManualEngine:
         self._row: Tensor | None = None
         numbers = len(step.optimizer.coefficients(1, step.optimizer.lr))
         self._coefficients = params.flat.new_zeros(numbers)
-        self._whole, self._begin, self._part, self._end, self._predict = [
-            _execution(part, recorded, compiled)
-            for part in (
-                self._plain_whole,
-                self._plain_begin,
-                self._plain_part,
-                self._plain_end,
-                self._plain_predict,
-            )
-        ]
-        self._shares: dict[float, Tensor] = {}
+        self._update = _execution(self._plain_update, recorded, compiled)
+        self._predict = _execution(self._plain_predict, recorded, compiled)
 
     def plan(self, rates: Sequence[float]) -> None:
         """Compute the coefficients of the coming updates and bring them to the device at once."""
@@ -161,40 +152,13 @@ class ManualEngine:
             self._row = row
             self._coefficients.copy_(row)
         self.steps += 1
-        if not self.training_step.micro_batch:
-            return self._whole(x, target)
-        # Each part goes through the buffers of the same small recording.
-        self._begin()
-        outputs = [
-            self._part(x_part, target_part, self._share(share)).clone()
-            for x_part, target_part, share in self.training_step.parts(x, target)
-        ]
-        self._end()
-        return torch.cat(outputs)
+        return self._update(x, target)
 
-    def _share(self, share: float) -> Tensor:
-        """Return a share as a tensor, so that a recording holds for every share."""
-        if share not in self._shares:
-            self._shares[share] = self.params.flat.new_tensor(share)
-        return self._shares[share]
-
-    def _plain_whole(self, x: Tensor, target: Tensor) -> Tensor:
+    def _plain_update(self, x: Tensor, target: Tensor) -> Tensor:
         coefficients = self._coefficients.unbind()
         return self.training_step(
             self.params, self.grads, self.state, x, target, coefficients, self.mode
         )
-
-    def _plain_begin(self) -> Tensor:
-        return self.training_step.begin(self.params, self.grads, self.state)
-
-    def _plain_part(self, x: Tensor, target: Tensor, share: Tensor) -> Tensor:
-        return self.training_step.add_gradients(
-            self.params, self.grads, x, target, self.mode, share
-        )
-
-    def _plain_end(self) -> Tensor:
-        coefficients = self._coefficients.unbind()
-        return self.training_step.update(self.params, self.grads, self.state, coefficients)
 
     def watch(self) -> None:
         """Remember what is needed to tell the gradients of the next update from the momentum."""

@@ -78,7 +78,7 @@ class TrainingStep:
         x: Tensor,
         target: Tensor,
         mode: Mode,
-        share: Tensor | float = 1.0,
+        share: float = 1.0,
     ) -> Tensor:
         """Add `share` · ∂E/∂w of these rows to `grads`; return their outputs.
 
