@@ -170,7 +170,7 @@ def test_recorded_as_it_stands(text: str, tmp_path: Path) -> None:
         def engine(*arguments: Any) -> Any:
             built = build_engine(*arguments)
             if not recorded:
-                for name in ("_whole", "_predict"):
+                for name in ("_update", "_predict"):
                     setattr(built, name, torch.inference_mode()(getattr(built, f"_plain{name}")))
             return built
 
