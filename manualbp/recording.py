@@ -340,8 +340,8 @@ class Arena:
         placed: list[Block] = []
         # The largest first, each at the lowest place that is free for as long as it is needed.
         for block in sorted({id(b): b for b in blocks.values()}.values(), key=lambda b: -b.size):
-            for other in sorted(placed, key=lambda b: b.start):
-                if block.meets(other) and other.start < block.start + block.size:
+            for other in sorted(filter(block.meets, placed), key=lambda b: b.start):
+                if other.start < block.start + block.size:
                     block.start = max(block.start, other.start + other.size)
             placed.append(block)
             self.bytes = max(self.bytes, block.start + block.size)
