@@ -31,6 +31,8 @@ Writer: TypeAlias = Any
 """A SummaryWriter."""
 
 SECONDS_BETWEEN_WRITES = 1.0
+MOST_WAITING = 10_000
+"""Events that the threads of TensorBoard have not written yet; with as many, training waits."""
 MAX_BINS = 64
 MAX_CLASSES_WITH_COUNTS = 20
 """With more classes, the cells of a confusion matrix are too small for a number."""
@@ -58,8 +60,8 @@ class RunLogs:
         hidden_from = self._last_epoch + 1 if self._last_epoch else 0
         self._waiting: list[tuple[Writer, int, float, Mapping[str, float]]] = []
         self._written_at = time.monotonic()
-        self._train: Writer = SummaryWriter(str(run / "train"), purge_step=hidden_from)
-        self._val: Writer = SummaryWriter(str(run / "val"), purge_step=hidden_from)
+        self._train: Writer = _writer(run / "train", hidden_from)
+        self._val: Writer = _writer(run / "val", hidden_from)
 
     def __enter__(self) -> RunLogs:
         return self
@@ -192,6 +194,10 @@ class ExperimentLogs:
         lines = [columns, [":--"] * len(columns), *([_as_code(cell) for cell in r] for r in rows)]
         text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         self._writer.add_text(tag, text, 0)
+
+
+def _writer(directory: Path, hidden_from: int) -> Writer:
+    return SummaryWriter(str(directory), max_queue=MOST_WAITING, purge_step=hidden_from)
 
 
 def _wait_until_names_sort_last(run: Path) -> None:
