@@ -461,10 +461,12 @@ def _in_place(op: OpOverload, args: Any, kwargs: Any) -> Callable[[], Any]:
 def _with_tensors_for_numbers(name: str, args: Sequence[Any], like: Tensor) -> Sequence[Any]:
     """Return the arguments of an arithmetic operation with its Python numbers made into tensors.
 
-    torch would do so at every call. Only for the two types in which the number is rounded to the
-    type of the operation anyway, so that the result stays the same bit for bit.
+    torch would do so at every call; for lerp it has a slower kernel for numbers. Only for the two
+    types in which the number is rounded to the type of the operation anyway, so that the result
+    stays the same bit for bit.
     """
-    if name not in ("add", "sub", "mul", "div") or like.dtype not in (torch.float32, torch.float64):
+    arithmetic = name in ("add", "sub", "mul", "div", "lerp")
+    if not arithmetic or like.dtype not in (torch.float32, torch.float64):
         return args
     return [like.new_tensor(a) if isinstance(a, int | float) else a for a in args]
 
