@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -19,7 +17,6 @@ from manualbp.losses import (
     MSELoss,
     Reduction,
 )
-from manualbp.recording import Captured, capture
 from manualbp.training.data import Data, Split
 
 LossName = Literal["auto", "cross-entropy", "bce", "mse", "half-squared-error"]
@@ -53,25 +50,13 @@ class Objective:
 
     def metrics_of(self, *pairs: tuple[Tensor, Tensor]) -> list[dict[str, float]]:
         """Return these for each pair of outputs and targets, read back in one transfer."""
-        numbers: Any = self.measure(*chain.from_iterable(pairs))
-        return [{"loss": loss, self.score_name: score} for loss, score in numbers.tolist()]
-
-    @cached_property
-    def measure(self) -> Captured:
-        """Return the function from outputs, targets, outputs, targets, ... to (loss, score) each.
-
-        Its result is (pairs, 2).
-        """
         loss = self.loss.reduced_by("mean")
-
-        def measure(*tensors: Tensor) -> Tensor:
-            numbers: list[Tensor] = []
-            for y, target in zip(tensors[::2], tensors[1::2], strict=True):
-                mean, _ = loss.forward(y, target)
-                numbers += [mean.double(), self._score(y, target)]
-            return torch.stack(numbers).view(-1, 2)
-
-        return capture(measure)
+        numbers: list[Tensor] = []
+        for y, target in pairs:
+            mean, _ = loss.forward(y, target)
+            numbers += [mean.double(), self._score(y, target)]
+        found: Any = torch.stack(numbers).view(-1, 2)
+        return [{"loss": mean, self.score_name: score} for mean, score in found.tolist()]
 
     def classes(self, y: Tensor) -> Tensor:
         """Return the class that each row of outputs, or of targets as numbers, stands for."""
