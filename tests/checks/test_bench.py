@@ -4,17 +4,20 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from small_runs import call, events
 from torch import Tensor
 
 from manualbp.checks.bench import BenchConfig, bench
 from manualbp.checks.bench.measure import Quartiles, Result, proof_batches, prove, time_rounds
 from manualbp.checks.bench.memory import Memory, memory_of_step, saved_by_autograd, saved_by_hand
+from manualbp.checks.bench.report import print_results
 from manualbp.checks.bench.variants import (
     BUILDERS,
     Autograd,
@@ -354,6 +357,25 @@ def test_ratios_are_of_medians_and_of_the_best() -> None:
     )
     assert (result.ratio, result.ratio_to_compile) == (4, 2)
     assert (result.ratio_to_floor, result.memory_ratio) == (2, 0.5)
+
+
+@pytest.mark.parametrize(("one_thread", "hindered"), [(None, False), (10.0, True), (40.0, False)])
+def test_threads_that_wait_for_a_core_are_told_of(one_thread: float | None, hindered: bool) -> None:
+    medians = {"manual": 10, "autograd_default": 50, "floor": 5}
+    memory = Memory(1, 1, 1)
+    result = Result(
+        *("W1", 2, "float32", "cpu", 3),
+        microseconds_per_step={n: Quartiles(m, m, m) for n, m in medians.items()},
+        unavailable={},
+        memory_bytes={"manual": memory, "autograd_default": memory},
+        saved_bytes={},
+        one_thread=one_thread,
+    )
+    assert result.as_json()["hindered"] == hindered
+    console = Console(width=80, record=True, file=StringIO())
+    print_results(console, [result])
+    text = " ".join(console.export_text().split())
+    assert ("autograd takes 5 times as long with 2 threads as with one" in text) == hindered
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,8 @@ LIMIT = 1e-9
 
 ROUND_SECONDS = 0.02
 MOST_STEPS = 1000  # of a round
+HINDERED = 4.0
+"""So many times as long as with one thread no step takes for which there are cores."""
 
 Progress = Callable[[str], None]
 """Is told what comes next."""
@@ -73,6 +75,18 @@ class Result:
     unavailable: Mapping[str, str]
     memory_bytes: Mapping[str, Memory]
     saved_bytes: Mapping[str, int]
+    one_thread: float | None = None
+    """Median of autograd's step with one thread, on a CPU where all others have several."""
+
+    @property
+    def slowed_down(self) -> float:
+        """Return how many times as long autograd's step takes as with one thread."""
+        return self.median("autograd_default") / self.one_thread if self.one_thread else 1.0
+
+    @property
+    def hindered(self) -> bool:
+        """Return whether the threads wait for a core, so that the times say nothing."""
+        return self.slowed_down > HINDERED
 
     def median(self, variant: str) -> float:
         """Return the median of a variant in microseconds."""
@@ -126,6 +140,7 @@ class Result:
             "ratio_to_compile": self.ratio_to_compile,
             "ratio_to_floor": self.ratio_to_floor,
             "memory_ratio": self.memory_ratio,
+            "hindered": self.hindered,
             "versions": {"torch": torch.__version__, "python": python_version()},
         }
 
@@ -157,6 +172,11 @@ def measure_workload(
         timed["floor"] = Floor(problem)
         times = time_rounds(timed, problem, rounds, out, progress)
 
+        one_thread = None
+        if device.type == "cpu" and threads > 1:
+            progress("autograd with one thread")
+            one_thread = time_with_one_thread(problem)
+
         progress("memory")
         memory = {
             name: _memory(name, problem)
@@ -176,6 +196,7 @@ def measure_workload(
                 "manual": saved_by_hand(problem),
                 "autograd": saved_by_autograd(problem),
             },
+            one_thread=one_thread,
         )
 
 
@@ -275,6 +296,15 @@ def time_rounds(
             for name in order.sample(list(timers), len(timers)):
                 timers[name].round()
     return {name: timer.quartiles() for name, timer in timers.items()}
+
+
+def time_with_one_thread(problem: Problem) -> float:
+    """Return the microseconds of autograd's step with one thread."""
+    with threads_of_torch(1):
+        timer = Timer(BUILDERS["autograd_default"](problem), problem)
+        for _ in range(3):
+            timer.round()
+        return timer.quartiles().median
 
 
 class Timer:

@@ -44,6 +44,14 @@ def print_results(console: Console, results: Sequence[Result]) -> None:
             names = [LABELS[name] for name, r in result.unavailable.items() if r == reason]
             text = f"Not available: {'; '.join(names)}. {reason}"
             console.print(text, style="yellow", markup=False, highlight=False)
+        if result.hindered:
+            console.print(
+                f"These times say nothing: autograd takes {result.slowed_down:.0f} times as long "
+                f"with {result.threads} threads as with one. Something keeps them from running at "
+                "the same time: another program, or a limit on the container. Try --threads 1.",
+                style="yellow",
+                highlight=False,
+            )
         console.print()
     console.print(_summary(results))
     console.print(
