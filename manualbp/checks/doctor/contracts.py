@@ -7,7 +7,7 @@ and what fails one is about that one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -64,6 +64,8 @@ class Trial:
     arguments: Arguments
     dys: Sequence[Tensor]
     truth: Truth
+    settled: Collection[str] = ()
+    """Arguments whose gradients are wrong anyway, and need not be judged once more."""
 
     @classmethod
     def of(cls, subject: Subject, arguments: Arguments, truth: Truth, seed: int) -> Trial:
@@ -212,7 +214,8 @@ def outside(trial: Trial, gradients: Gradients, when: str) -> list[str]:
     """Return a line for each gradient that is not the true one."""
     given = {name: g for name, g in gradients.items() if g is not None}
     lines: list[str] = []
-    for name, interval in trial.truth.intervals(trial.arguments, trial.dys, given).items():
+    right = trial.truth.intervals(trial.arguments, trial.dys, given, trial.settled)
+    for name, interval in right.items():
         if name not in gradients:
             continue
         gradient = gradients[name]
@@ -332,8 +335,11 @@ def inputs_of(trial: Trial) -> list[str]:
 
 def batch_of_one(trial: Trial) -> list[str]:
     """A batch of one example has the right gradients."""
-    small = with_batch(trial, 1)
-    return _right(small, "for a batch of one")
+    small = replace(with_batch(trial, 1), settled=trial.settled)
+    lines = _right(small, "for a batch of one")
+    if trial.settled and not lines:
+        raise Refused("it would say again what is wrong with the gradients")
+    return lines
 
 
 def empty_batch(trial: Trial) -> list[str]:

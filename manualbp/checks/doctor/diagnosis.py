@@ -403,10 +403,9 @@ def _more_draws(lab: Laboratory, name: str, draw: Draw) -> list[Draw]:
         ]
         try:
             another = lab.draw(arguments, dys)
-            gradient = another.ours(name)
+            gradient, right = another.ours(name), another.true[name]
         except (RuntimeError, ValueError, KeyError, IndexError):
             continue  # the subject does not take these; the others must do
-        right = another.true[name]
         if right.isfinite().all() and gradient.shape == draw.ours(name).shape:
             found.append(another)
     return found

@@ -623,8 +623,9 @@ def _outcomes(trial: Trial, contracts: Sequence[str], rows: Sequence[Row]) -> Ge
         return
     wrong = {row.tensor for row in rows if row.verdict == "FAIL"}
     refused = any(row.verdict == "FAIL" and row.worst is None for row in rows)
+    settled = replace(trial, settled=[tensor.removeprefix("d") for tensor in wrong])
     for name in contracts:
-        outcome = check_contract(name, trial)
+        outcome = check_contract(name, settled)
         if outcome.verdict == "FAIL" and name in JUDGE_AGAIN:
             news = [] if refused else [w for w in outcome.words if w.split()[0] not in wrong]
             if not news:

@@ -4,10 +4,11 @@ truth for the gradients of other arguments and other upstream gradients.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf, isfinite
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,6 +20,29 @@ Truth = Callable[[Arguments, Sequence[Tensor]], Mapping[str, Tensor]]
 """Gives the right gradients for arguments and upstream gradients, neither of which it changes."""
 
 Dys = Sequence[Tensor]
+
+
+@runtime_checkable
+class OneByOne(Protocol):
+    """A truth that works out each gradient by itself, and needs long for it."""
+
+    def names(self, arguments: Arguments) -> list[str]:
+        """Return the arguments that have a gradient."""
+        ...
+
+    def gradient(
+        self,
+        arguments: Arguments,
+        dys: Sequence[Tensor],
+        name: str,
+        places: Sequence[tuple[int, ...]] | None = None,
+    ) -> Tensor:
+        """Return one gradient, or its numbers in some places alone."""
+        ...
+
+
+SAMPLE = 32
+"""So many numbers of a gradient tell how far it is known."""
 
 HALF = Tolerance(floor=1e-2, factor=8.0)
 """For float16, which no layer of ours is checked in."""
@@ -69,8 +93,10 @@ class Laboratory:
         """Return what a forward and a backward pass give."""
         return self.backward(self.run(arguments), arguments, dys)
 
-    def true(self, arguments: Arguments, dys: Dys) -> dict[str, Tensor]:
-        """Return the right gradients in float64."""
+    def true(self, arguments: Arguments, dys: Dys) -> Mapping[str, Tensor]:
+        """Return the right gradients in float64; each when it is asked for, if that takes long."""
+        if isinstance(self.truth, OneByOne):
+            return WhenAsked(self.truth, arguments, dys)
         with fixed_chance(arguments, SEED):
             right = self.truth(arguments, dys)
         return {name: tensor.detach().double() for name, tensor in right.items()}
@@ -110,8 +136,15 @@ class Laboratory:
             name: (t.double() * scale).to(t.dtype) if t.is_floating_point() else t
             for name, t in draw.arguments.items()
         }
-        right, other = draw.true[name], self.true(nudged, draw.dys)[name]
-        moved = (other - right).abs().flatten().nan_to_num(0.0)
+        right = draw.true[name]
+        if isinstance(self.truth, OneByOne):
+            places = _some_places(right.shape)
+            with fixed_chance(nudged, SEED):
+                other = self.truth.gradient(nudged, draw.dys, name, places).double()
+            before = torch.stack([right[place] for place in places]) if places else other
+        else:
+            other, before = self.true(nudged, draw.dys)[name], right
+        moved = (other - before).abs().flatten().nan_to_num(0.0)
         largest = largest_of(right)
         # A quantile, since a few numbers may stand where the derivative jumps.
         typical = moved.quantile(0.75).item() / largest if moved.numel() and largest else 0.0
@@ -119,6 +152,40 @@ class Laboratory:
         # then have an error of the method as well, which does not show here.
         method = DIFFERENCES if typical > 100 * torch.finfo(torch.float64).eps else 0.0
         return min(max(tolerance.floor, 10 * typical, method), 0.2)
+
+
+class WhenAsked(Mapping[str, Tensor]):
+    """The right gradients in float64, each worked out when it is asked for first."""
+
+    def __init__(self, truth: OneByOne, arguments: Arguments, dys: Dys) -> None:
+        self._truth = truth
+        self._arguments = arguments
+        self._dys = dys
+        self._names = truth.names(arguments)
+        self._known: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        if name not in self._known:
+            with fixed_chance(self._arguments, SEED):
+                found = self._truth.gradient(self._arguments, self._dys, name)
+            self._known[name] = found.detach().double()
+        return self._known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _some_places(shape: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return places of a tensor, all of them or as many as tell enough."""
+    count = torch.Size(shape).numel()
+    chosen = torch.randperm(count, generator=torch.Generator().manual_seed(SEED))[:SAMPLE]
+    rows = torch.stack(torch.unravel_index(chosen, tuple(shape)), 1) if shape else chosen[:, None]
+    return [tuple(int(i) for i in row) if shape else () for row in rows]
 
 
 def working_dtype(arguments: Arguments) -> torch.dtype:

@@ -329,9 +329,13 @@ def _astray(name: str, ours: Tensor, right: Tensor, ndim: int, small: float) -> 
             parts, length = g.shape[:2]
             if not (1 < parts <= MOST_PARTS and 1 < length <= MOST_PARTS and g.shape[2] > 1):
                 continue
-            steps = [_step(mine, its, small) for mine, its in zip(g, j, strict=True)]
+            steps: list[int | None] = []
+            for mine, its in zip(g, j, strict=True):
+                steps.append(_step(mine, its, small))
+                if steps.count(None) > parts // 4:
+                    break  # it is something else
             known = [step for step in steps if step is not None]
-            if not any(known) or len(steps) - len(known) > len(steps) // 4:
+            if len(steps) < parts or not any(known) or parts - len(known) > parts // 4:
                 continue
             count = f"it holds for {len(known)} of {parts} indices of y, all numbers of each"
             if len(set(known)) == 1:

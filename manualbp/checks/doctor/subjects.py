@@ -248,7 +248,7 @@ class OfModule:
     def __init__(self, module: nn.Module, call: Callable[[nn.Module, Arguments], Any]) -> None:
         self._module = module
         self._call = call
-        self._converted: dict[tuple[torch.device, torch.dtype], nn.Module] = {}
+        self._moulds: dict[tuple[torch.device, torch.dtype], Mould] = {}
 
     @property
     def parameters(self) -> list[str]:
@@ -259,36 +259,75 @@ class OfModule:
         """Return what the module returns."""
         like = next(tensor for tensor in arguments.values() if tensor.is_floating_point())
         kind = like.device, like.dtype
-        if kind not in self._converted:
-            self._converted[kind] = deepcopy(self._module).to(*kind)
-        named = {name for name, _ in self._converted[kind].named_parameters()} & arguments.keys()
-        module = _copied(self._converted[kind], named)
-        for name in named:
-            _set_parameter(module, name, arguments[name])
-        return self._call(module, arguments)
+        if kind not in self._moulds:
+            self._moulds[kind] = Mould(deepcopy(self._module).to(*kind))
+        return self._call(self._moulds[kind].copy(arguments), arguments)
 
 
-def _copied(module: nn.Module, replaced: Collection[str]) -> nn.Module:
-    """Return a deep copy but for these parameters, which others will stand in the place of.
+ATOMS = (type(None), bool, int, float, str, torch.dtype, torch.device)
+"""Types of values that nobody can write to."""
 
-    A module has a dozen dictionaries of hooks, nearly always empty: to let `deepcopy` make them one
-    by one takes longer than a pass.
+
+class Mould:
+    """A module to make deep copies of, one for every pass, each with tensors for its parameters.
+
+    `deepcopy` alone takes several times as long as a small pass: a module has a dozen dictionaries,
+    nearly all empty, so what they hold is copied here.
     """
-    made: dict[int, Any] = {}
-    for part in module.modules():
-        for value in vars(part).values():
-            if type(value) in (dict, OrderedDict) and not value:
-                made[id(value)] = type(value)()
-    made |= {id(p): p for name, p in module.named_parameters() if name in replaced}
-    return deepcopy(module, made)
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._parameters = dict(module.named_parameters())
+        self._parts = [(part, *_split(part)) for part in module.modules()]
+        self._as_usual = all(_copied_as_usual(type(part)) for part in module.modules())
+
+    def copy(self, tensors: Mapping[str, Tensor]) -> nn.Module:
+        """Return a copy, with these tensors in the place of the parameters of these names."""
+        made: dict[int, Any] = {
+            id(parameter): tensors[name]
+            for name, parameter in self._parameters.items()
+            if name in tensors
+        }
+        if not self._as_usual:
+            return deepcopy(self._module, made)
+        for part, _, _ in self._parts:  # all of them first, since they may hold each other
+            made[id(part)] = type(part).__new__(type(part))
+        for part, atoms, others in self._parts:
+            held = made[id(part)].__dict__
+            held.update(atoms)
+            for name, value in others.items():
+                held[name] = _again(value, made)
+        return made[id(self._module)]
 
 
-def _set_parameter(module: nn.Module, name: str, tensor: Tensor) -> None:
-    """Put a tensor in the place of a parameter, which autograd then sees."""
-    owner, _, last = name.rpartition(".")
-    part = module.get_submodule(owner)
-    delattr(part, last)  # so that what follows registers nothing
-    setattr(part, last, tensor)
+def _split(part: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what a module holds: what nobody can write to, and the rest."""
+    held = vars(part)
+    atoms = {name: value for name, value in held.items() if type(value) in ATOMS}
+    return atoms, {name: value for name, value in held.items() if name not in atoms}
+
+
+def _again(value: Any, made: dict[int, Any]) -> Any:
+    """Return a deep copy, by a short way for what modules are full of; `made` is as in deepcopy."""
+    place = id(value)
+    if place in made:
+        return made[place]
+    if type(value) in (OrderedDict, set) and not value:
+        made[place] = value.copy()
+        return made[place]
+    if type(value) is not dict:
+        return value if type(value) in ATOMS else deepcopy(value, made)
+    copy: dict[Any, Any] = {}
+    made[place] = copy
+    for key, item in cast(dict[Any, Any], value).items():
+        copy[_again(key, made)] = _again(item, made)
+    return copy
+
+
+def _copied_as_usual(kind: type[nn.Module]) -> bool:
+    """Tell whether modules of this class do not say themselves how they are copied."""
+    own = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
+    return all(getattr(kind, name, None) is getattr(nn.Module, name, None) for name in own)
 
 
 @dataclass(frozen=True, eq=False)

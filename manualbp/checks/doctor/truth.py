@@ -103,9 +103,13 @@ class Truth(Protocol):
         ...
 
     def intervals(
-        self, arguments: Arguments, dys: Sequence[Tensor], given: Mapping[str, Tensor] | None = None
+        self,
+        arguments: Arguments,
+        dys: Sequence[Tensor],
+        given: Mapping[str, Tensor] | None = None,
+        but: Collection[str] = (),
     ) -> Mapping[str, Interval]:
-        """Return the interval of each gradient.
+        """Return the interval of each gradient, but for these arguments.
 
         `given` are gradients that someone wants to know about: where they are off, the truth looks
         whether there is a kink.
@@ -181,12 +185,17 @@ class Reference:
         return dict(zip(names, gradients, strict=True))
 
     def intervals(
-        self, arguments: Arguments, dys: Sequence[Tensor], given: Mapping[str, Tensor] | None = None
+        self,
+        arguments: Arguments,
+        dys: Sequence[Tensor],
+        given: Mapping[str, Tensor] | None = None,
+        but: Collection[str] = (),
     ) -> Mapping[str, Interval]:
-        found = {name: Interval.exactly(value) for name, value in self(arguments, dys).items()}
+        right = self(arguments, dys)
+        found = {name: Interval.exactly(right[name]) for name in right if name not in but}
         for name, gradient in (given or {}).items():
-            interval = found[name]
-            if gradient.shape != interval.value.shape:
+            interval = found.get(name)
+            if interval is None or gradient.shape != interval.value.shape:
                 continue
             off = interval.excess(gradient) > TOLERANCES[gradient.dtype].floor * interval.scale()
             off &= arguments[name].isfinite()
@@ -245,14 +254,25 @@ class Differences:
         self._dtype = dtype
         self._own = own
         self.words = f"central differences in {str(dtype).removeprefix('torch.')}"
-        self._known: dict[tuple[object, ...], dict[str, Slopes]] = {}
+        self._known: dict[tuple[object, ...], dict[object, Slopes]] = {}
 
     def __call__(self, arguments: Arguments, dys: Sequence[Tensor]) -> Mapping[str, Tensor]:
-        dy = flat([dy.double() for dy in dys])
-        return {
-            name: (slopes.value @ dy).view(arguments[name].shape)
-            for name, slopes in self._jacobians(arguments).items()
-        }
+        return {name: self.gradient(arguments, dys, name) for name in self.names(arguments)}
+
+    def names(self, arguments: Arguments) -> list[str]:
+        """Return the arguments that have a gradient."""
+        return [n for n in floating(arguments) if self._own is None or n in self._own]
+
+    def gradient(
+        self,
+        arguments: Arguments,
+        dys: Sequence[Tensor],
+        name: str,
+        places: Sequence[Place] | None = None,
+    ) -> Tensor:
+        """Return one gradient; with `places`, its numbers there, which alone are worked out."""
+        numbers = self._slopes(arguments, name, places).value @ flat([dy.double() for dy in dys])
+        return numbers.view(arguments[name].shape) if places is None else numbers
 
     def outputs(self, arguments: Arguments) -> list[Tensor]:
         """Return the outputs, in the dtype of the differences."""
@@ -260,12 +280,18 @@ class Differences:
             return list(self._function(converted(arguments, self._dtype)))
 
     def intervals(
-        self, arguments: Arguments, dys: Sequence[Tensor], given: Mapping[str, Tensor] | None = None
+        self,
+        arguments: Arguments,
+        dys: Sequence[Tensor],
+        given: Mapping[str, Tensor] | None = None,
+        but: Collection[str] = (),
     ) -> Mapping[str, Interval]:
         dy = flat([dy.double() for dy in dys])
         found: dict[str, Interval] = {}
-        for name, slopes in self._jacobians(arguments).items():
-            shape = arguments[name].shape
+        for name in self.names(arguments):
+            if name in but:
+                continue
+            slopes, shape = self._slopes(arguments, name), arguments[name].shape
             value = low = high = (slopes.value @ dy).view(shape)
             if slopes.kink:
                 ends = slopes.low * dy, slopes.high * dy
@@ -274,32 +300,35 @@ class Differences:
             found[name] = Interval(value, low, high, (slopes.error @ dy.abs()).view(shape))
         return found
 
-    def _jacobians(self, arguments: Arguments) -> dict[str, Slopes]:
-        """Return every output's slope by every number of each argument, (numbers, outputs)."""
-        key = tuple(
-            (name, tuple(tensor.shape), str(tensor.device), _numbers(tensor))
-            for name, tensor in arguments.items()
-        )
+    def _slopes(
+        self, arguments: Arguments, name: str, places: Sequence[Place] | None = None
+    ) -> Slopes:
+        """Return every output's slope by the numbers of an argument, (numbers, outputs).
+
+        By all of them, or by those in some places.
+        """
+        key = (*arguments, *_content(list(arguments.values())))
         if key not in self._known:
-            names = [n for n in floating(arguments) if self._own is None or n in self._own]
-            numbers = sum(arguments[name].numel() for name in names)
+            if len(self._known) >= MOST_KNOWN:
+                del self._known[next(iter(self._known))]  # the oldest
+            self._known[key] = {}
+        known, which = self._known[key], (name, None if places is None else tuple(places))
+        if which not in known:
+            numbers = sum(arguments[name].numel() for name in self.names(arguments))
             if numbers > TOO_MANY:
                 raise UsageError(
                     f"the inputs hold {numbers} numbers, too many for differences (up to "
                     f"{TOO_MANY}): give a --reference, or a smaller --shape"
                 )
-            moved = {
-                name: tensor.clone() for name, tensor in converted(arguments, self._dtype).items()
-            }
-
-            if len(self._known) >= MOST_KNOWN:
-                del self._known[next(iter(self._known))]  # the oldest
+            moved = {n: tensor.clone() for n, tensor in converted(arguments, self._dtype).items()}
+            v = moved[name]
             with torch.no_grad():
-                self._known[key] = {
-                    name: _jacobian(lambda: flat(self._function(moved)), moved[name])
-                    for name in names
-                }
-        return self._known[key]
+                known[which] = _jacobian(
+                    lambda: flat(self._function(moved)),
+                    v,
+                    list(_places(v.shape)) if places is None else places,
+                )
+        return known[which]
 
 
 class Memory:
@@ -327,10 +356,6 @@ def _content(tensors: Sequence[Tensor]) -> Iterator[object]:
         yield tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def _numbers(tensor: Tensor) -> tuple[float, ...]:
-    return tuple(cast(list[float], cast(Any, tensor.flatten()).tolist()))
-
-
 class Slopes(NamedTuple):
     """The slope of each output: the value, the smallest and the largest that are right.
 
@@ -353,8 +378,8 @@ class Slopes(NamedTuple):
             mine[rows[chosen]] = new[chosen]
 
 
-def _jacobian(f: Callable[[], Tensor], v: Tensor) -> Slopes:
-    """Return every output's slope by every number of v."""
+def _jacobian(f: Callable[[], Tensor], v: Tensor, places: Sequence[Place]) -> Slopes:
+    """Return every output's slope by each of these numbers of v."""
     y0 = f().double()
     if v.numel() * y0.numel() > MOST_SLOPES:
         raise UsageError(
@@ -362,7 +387,6 @@ def _jacobian(f: Callable[[], Tensor], v: Tensor) -> Slopes:
             f"differences (their product is up to {MOST_SLOPES}): give a --reference, or a smaller "
             "--shape"
         )
-    places = list(_places(v.shape))
     at_once = max(1, AT_ONCE // max(1, y0.numel()))
     parts = [
         _slopes(f, v, places[start : start + at_once], y0)
