@@ -35,7 +35,8 @@ class Views:
     def __init__(self, tensors: Mapping[str, Tensor], parts: Mapping[str, Views]) -> None:
         self._parts = dict(parts)
         self._names = tuple(tensors)
-        self.__dict__.update(tensors)
+        for name, tensor in tensors.items():
+            setattr(self, name, tensor)
 
     def __getattr__(self, name: str) -> Tensor:
         # Reached only for a name that is not there: the tensors are plain attributes.
@@ -63,6 +64,9 @@ class Parameters:
     def __init__(
         self, shapes: Shapes, flat: Tensor, *, rounded_to: torch.dtype | None = None
     ) -> None:
+        # torch.compile cannot trace the question, and is not given what was refused here before.
+        if not torch.compiler.is_compiling() and flat.storage_offset():
+            raise ValueError("the flat tensor of parameters must begin where its memory does")
         self.shapes = shapes
         self.flat = flat
         self.working = flat if rounded_to is None else flat.to(rounded_to)
@@ -88,6 +92,10 @@ class Parameters:
     def clone(self) -> Parameters:
         """Return a copy that shares no memory with this one."""
         return Parameters(self.shapes, self.flat.clone(), rounded_to=self.working.dtype)
+
+    def with_new_views(self) -> Parameters:
+        """Return parameters in the same flat tensor, whose views are made anew."""
+        return Parameters(self.shapes, self.flat, rounded_to=self.working.dtype)
 
     def round_off(self) -> None:
         """Let the layers see the parameters as they are now; nothing to do without `rounded_to`."""
@@ -141,10 +149,15 @@ def _views(shapes: Shapes, flat: Tensor, start: int) -> tuple[Views, int]:
         if isinstance(shape, Mapping):
             parts[name], start = _views(shape, flat, start)
         else:
-            numbers = flat.narrow(0, start, prod(shape))
-            if len(shape) > 1:
-                tensors[name] = numbers.view(*shape[:-2], shape[-1], shape[-2]).mT
-            else:
-                tensors[name] = numbers.view(shape)
+            # In one operation, through whose inverse torch.compile sees what a step changes.
+            tensors[name] = flat.as_strided(shape, _strides(shape), start)
             start += -(-prod(shape) // ALIGNMENT) * ALIGNMENT
     return Views(tensors, parts), start
+
+
+def _strides(shape: Shape) -> Shape:
+    """Return the step in memory along each axis: the last but one runs through a column."""
+    if len(shape) < 2:
+        return (1,) * len(shape)
+    outer = [prod(shape[i:]) for i in range(1, len(shape) - 1)]
+    return (*outer, 1, shape[-2])

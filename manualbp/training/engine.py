@@ -15,6 +15,7 @@ from manualbp.optimizers import SGD
 from manualbp.parameters import Parameters
 from manualbp.recording import Step, capture
 from manualbp.training.checkpoint import random_state, restore_random_state
+from manualbp.training.compiled import Compiled
 from manualbp.training.step import TrainingStep
 
 
@@ -108,7 +109,6 @@ class ManualEngine:
         separate_gradients: bool = False,
     ) -> None:
         self.training_step = step
-        self.compiled = compiled
         self.params = params
         self.state = step.optimizer.init(params.flat)
         shared = step.optimizer.accumulator(self.state)
@@ -126,8 +126,9 @@ class ManualEngine:
         self._row: Tensor | None = None
         numbers = len(step.optimizer.coefficients(1, step.optimizer.lr))
         self._coefficients = params.flat.new_zeros(numbers)
-        self._update = _execution(self._plain_update, recorded, compiled)
-        self._predict = _execution(self._plain_predict, recorded, compiled)
+        update = self._plain_update
+        self._update = Compiled(self._flat_update) if compiled else _execution(update, recorded)
+        self._predict = _execution(self._plain_predict, recorded or compiled)
 
     def plan(self, rates: Sequence[float]) -> None:
         """Compute the coefficients of the coming updates and bring them to the device at once."""
@@ -142,8 +143,8 @@ class ManualEngine:
         self._coming = iter(self._rows)
 
     def context(self) -> AbstractContextManager[object]:
-        """Return inference mode, or for a compiled step no_grad."""
-        return torch.no_grad() if self.compiled else torch.inference_mode()
+        """Return inference mode."""
+        return torch.inference_mode()
 
     def step(self, x: Tensor, target: Tensor) -> Tensor:
         """Make one update; return the outputs before it, which the next update overwrites."""
@@ -159,6 +160,12 @@ class ManualEngine:
         return self.training_step(
             self.params, self.grads, self.state, x, target, coefficients, self.mode
         )
+
+    def _flat_update(self, x: Tensor, target: Tensor) -> Tensor:
+        """Make the update with new views: a compiled one takes each tensor for independent."""
+        coefficients = self._coefficients.unbind()
+        params, grads = self.params.with_new_views(), self.grads.with_new_views()
+        return self.training_step(params, grads, self.state, x, target, coefficients, self.mode)
 
     def watch(self) -> None:
         """Remember what is needed to tell the gradients of the next update from the momentum."""
@@ -224,8 +231,6 @@ def threads_for(parameters: int, rows: int) -> int:
     return torch.get_num_threads() if 6 * parameters * rows > WORTH_SHARING else 1
 
 
-def _execution(step: Step, recorded: bool, compiled: bool) -> Step:
-    """Return the function that runs `step` in one of three ways."""
-    if compiled:
-        return torch.no_grad()(cast(Any, torch).compile(step, fullgraph=True))
+def _execution(step: Step, recorded: bool) -> Step:
+    """Return the function that runs `step`, recorded or as it stands."""
     return capture(step) if recorded else torch.inference_mode()(step)

@@ -367,6 +367,7 @@ def configure_processor(config: TrainConfig, trainer: Trainer) -> None:
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     backends = cast(Any, torch.backends)
     backends.mkldnn.matmul.fp32_precision = "ieee"  # the CPU's, which it sets besides
+    backends.cudnn.allow_tf32 = config.tf32  # the older switch, which torch.export reads besides
     for part in (backends.cudnn.conv, backends.cudnn.rnn):  # which by themselves use TF32
         part.fp32_precision = "tf32" if config.tf32 else "ieee"
     # With --precision bf16-mixed, too, a product sums in float32.

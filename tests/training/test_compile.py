@@ -2,6 +2,7 @@
 
 Here the program runs on torch's kernels (the backend "aot_eager"), so that no C++ compiler is
 needed: what is tested is that the step can be traced whole, and that what was traced stays right.
+One test makes machine code, where there is a compiler.
 
 This file is also the program that does so, because torch.compile cannot trace the checks of shapes
 which tests put around every pass.
@@ -9,12 +10,14 @@ which tests put around every pass.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -23,8 +26,9 @@ from torch import Tensor
 from manualbp.checks.agreement import relative_error
 from manualbp.losses import CrossEntropyLoss, Loss, MSELoss, Penalty
 from manualbp.models import build
-from manualbp.optimizers import SGD, AdamW, LookAheadNesterov, RMSprop
+from manualbp.optimizers import SGD, Adam, AdamW, LookAheadNesterov, RMSprop
 from manualbp.parameters import Parameters
+from manualbp.training.compiled import Compiled
 from manualbp.training.engine import ManualEngine
 from manualbp.training.step import TrainingStep
 
@@ -53,6 +57,7 @@ def trained(
     model: Any = "mlp",
     loss: Loss[Any] = CrossEntropyLoss(None, None),  # noqa: B008  it is frozen
     rounded_to: torch.dtype | None = None,
+    sizes: Sequence[int] = ROWS,
     **settings: Any,
 ) -> list[Tensor]:
     """Return the outputs of updates on changing data with changing rates, then all that changed."""
@@ -62,15 +67,15 @@ def trained(
     params = Parameters(params.shapes, params.flat, rounded_to=rounded_to)
     step = TrainingStep(net, loss, rule, **settings)
     engine = ManualEngine(step, params, torch.Generator(), recorded=False, compiled=compiled)
-    engine.plan([rule.lr / (1 + i) for i in range(len(ROWS))])
+    engine.plan([rule.lr / (1 + i) for i in range(len(sizes))])
     data = torch.Generator().manual_seed(2)
     found: list[Tensor] = []
     with engine.context():
-        for rows in ROWS:
-            x = torch.randn(rows, 6, generator=data, dtype=dtype)
+        for rows in sizes:
+            x = torch.randn(6, rows, generator=data, dtype=dtype).T  # not contiguous
             target = torch.randint(0, 4, (rows,), generator=data)
             if isinstance(loss, MSELoss):
-                target = torch.randn(rows, 4, generator=data, dtype=dtype)
+                target = torch.randn(4, rows, generator=data, dtype=dtype).T
             found.append(engine.step(x, target).clone())
     return [*found, params.flat, *engine.state.values()]
 
@@ -84,60 +89,105 @@ def programs_and_agreement(case: Mapping[str, Any]) -> dict[str, Any]:
 
     programs: list[list[str]] = []
 
-    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+    def on_kernels(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
         calls = [node for node in graph.graph.nodes if node.op in ("call_function", "call_method")]
         programs.append([getattr(node.target, "__name__", node.target) for node in calls])
-        return aot_eager(graph, inputs)
+        program = aot_eager(graph, inputs)
+        return lambda values: program(*values)
 
-    asked: list[dict[str, Any]] = []
+    asked: list[bool] = []
     right = torch.compile
 
     def compiled(function: Any, **options: Any) -> Any:
-        asked.append(options)
-        return right(function, backend=backend, **options)
+        asked.append(options["fullgraph"])
+        return right(function, **options)
 
-    torch._dynamo.reset()
-    torch.compile = compiled
-    ours, eager = trained(True, **case), trained(False, **case)
-    torch.compile = right
+    with (
+        mock.patch("manualbp.training.compiled.machine_code", on_kernels),
+        mock.patch("torch.compile", compiled),
+    ):
+        ours = trained(True, **case)
+    return {"programs": programs, "asked": asked, **agreement(ours, trained(False, **case))}
+
+
+def refusal() -> str:
+    """Return what is said of a step that reaches a tensor and a view of it."""
+    whole = torch.zeros(2)
+    part = whole[:1]
+
+    def step(x: Tensor) -> Tensor:
+        whole.add_(x)
+        return part * 2
+
+    with pytest.raises(ValueError, match="memory") as refused:
+        Compiled(step)(torch.ones(2))
+    return str(refused.value)
+
+
+def agreement(ours: list[Tensor], eager: list[Tensor]) -> dict[str, Any]:
     return {
-        "programs": programs,
-        "asked": asked,
         "errors": [relative_error(a, b) for a, b in zip(ours, eager, strict=True)],
         "moved": not torch.equal(eager[0], eager[1]),
     }
 
 
-@pytest.fixture(scope="module")
-def found() -> dict[str, dict[str, Any]]:
+def machine_code_and_agreement() -> dict[str, Any]:
+    """Return what comes out of machine code, of a net with small products and larger ones."""
+    case: dict[str, Any] = {"rule": Adam(0.01), "loss": MSELoss(), "sizes": [2, 2, 2, 2]}
+    return agreement(trained(True, **case), trained(False, **case))
+
+
+def said(*arguments: str) -> dict[str, Any]:
     """Return what this file says as a program."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, __file__]
+    command = [sys.executable, __file__, *arguments]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout)
 
 
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    return said()
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_the_whole_step_is_one_program_with_the_numbers_of_the_eager_step(
-    case: str, found: dict[str, dict[str, Any]]
+    case: str, found: dict[str, Any]
 ) -> None:
     outcome = found[case]
-    assert all(options == {"fullgraph": True} for options in outcome["asked"])
+    assert outcome["asked"] == [True] * 3
     assert outcome["moved"]
     # Not to the last bit: torch.compile makes a multiplication and an addition one operation.
     assert max(outcome["errors"]) < (1e-3 if case == "mixed precision" else 1e-13)
-    # One for batches of 8, then one for batches of any size. No other data, no other learning rate
-    # takes a new one.
-    assert len(outcome["programs"]) == 2
+    # One for each size of a batch. No other data, no other learning rate takes a new one.
+    assert len(outcome["programs"]) == 3
     for calls in outcome["programs"]:
         layers = 1 if "logistic" in case else 3
         products = sum(calls.count(name) for name in ("addmm", "addmm_", "matmul"))
         assert products >= 2 * layers  # both passes are in it
 
 
+def test_tensors_that_share_memory_are_refused(found: dict[str, Any]) -> None:
+    # The program would read the part before or after the whole is changed, as it comes.
+    assert "two tensors in one memory" in found["refused"]
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+def test_machine_code_has_the_numbers_of_the_eager_step() -> None:
+    outcome = said("machine code")
+    assert outcome["moved"]
+    assert max(outcome["errors"]) < 1e-12
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    results: dict[str, Any] = {}
     with redirect_stdout(sys.stderr):
-        results = {name: programs_and_agreement(case) for name, case in CASES.items()}
+        if sys.argv[1:]:
+            results = machine_code_and_agreement()
+        else:
+            for name, case in CASES.items():
+                results[name] = programs_and_agreement(case)
+            results["refused"] = refusal()
     print(json.dumps(results))

@@ -1,0 +1,127 @@
+"""Pass a training step through torch.compile as one program, and call that program directly.
+
+What torch.compile returns asks at each call whether all that it saw in Python still holds. For a
+small network that takes several times as long as the program. A step that depends on tensors only
+needs none of it, only a program of its own for each combination of argument shapes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from manualbp.recording import MOST_SHAPES, Step
+
+Run = Callable[[list[Tensor]], Sequence[Tensor]]
+
+
+class Compiled:
+    """`step`, compiled at the first call for each combination of argument shapes.
+
+    Tensors that the step reaches by itself are changed in place. No two of them may share memory,
+    because the program takes each for independent of the others: ValueError where they do.
+    """
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self._programs: dict[tuple[Any, ...], Program] = {}
+
+    def __call__(self, *arguments: Tensor) -> Tensor:
+        """Do what `step` does."""
+        key = tuple([(a.shape, a.dtype, a.get_device()) for a in arguments])
+        program = self._programs.get(key)
+        if program is not None:
+            return program(arguments)
+        with torch.inference_mode(False), torch.no_grad():
+            if len(self._programs) == MOST_SHAPES:
+                return self.step(*arguments)
+            return self._first(key, arguments)
+
+    def _first(self, key: tuple[Any, ...], arguments: Sequence[Tensor]) -> Tensor:
+        """Let torch.compile trace the step, keep the program, and return its first result."""
+        own = [a.clone(memory_format=torch.contiguous_format) for a in arguments]
+
+        def backend(graph: GraphModule, examples: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
+            def run(*inputs: Tensor) -> Sequence[Tensor]:
+                program = self._programs[key] = Program(graph, inputs, own)
+                return [program(own)]
+
+            return run
+
+        traced = cast(Any, torch).compile(self.step, fullgraph=True, dynamic=False, backend=backend)
+        result = traced(*own)
+        torch.compiler.reset()  # torch keeps eight traces at most, and these have done their work
+        return result
+
+
+class Program:
+    """The machine code of a graph that torch.compile traced, and what to call it with.
+
+    `inputs` are the arguments of the step and the tensors that it reaches by itself, in the order
+    in which the graph takes them.
+    """
+
+    def __init__(
+        self, graph: GraphModule, inputs: Sequence[Tensor], arguments: Sequence[Tensor]
+    ) -> None:
+        memories = [tensor.untyped_storage().data_ptr() for tensor in inputs if tensor.numel()]
+        if len(set(memories)) < len(memories):
+            raise ValueError("a step that reaches two tensors in one memory cannot be compiled")
+        self._inputs = list(inputs)
+        self._places = [
+            (place, number)
+            for place, tensor in enumerate(inputs)
+            for number, argument in enumerate(arguments)
+            if tensor is argument
+        ]
+        self._run = machine_code(graph, self._inputs)
+
+    def __call__(self, arguments: Sequence[Tensor]) -> Tensor:
+        """Return the step's result for arguments of the same shapes."""
+        for place, number in self._places:
+            self._inputs[place] = arguments[number].contiguous()  # as were those of the first call
+        return self._run(self._inputs)[0]
+
+
+def machine_code(graph: GraphModule, inputs: list[Tensor]) -> Run:
+    """Compile the graph with torch's compiler, TorchInductor."""
+    import torch._inductor as inductor  # two seconds, for --compile only
+
+    compiler = cast(Any, inductor)
+    if inputs[0].is_cuda:  # what follows would take the CUDA toolkit besides
+        program = compiler.compile(graph, inputs)
+        return lambda values: program(*values)
+    # Ahead of time, so that the calls between the kernels are machine code too, not Python.
+    exported = cast(Any, torch.export.export(graph, tuple(inputs)))
+    # torch warns of calls between its own parts.
+    with warnings.catch_warnings(category=FutureWarning, action="ignore"):
+        package = compiler.aoti_compile_and_package(exported.run_decompositions(_small_products()))
+        model = compiler.aoti_load_package(package)
+    # `model(...)` does the same, but first works out the structure of its arguments: 30 µs.
+    return model.loader.run
+
+
+SMALL = 64
+"""Multiplications of a product of matrices below which to call a library costs more than they do.
+"""
+
+
+def _small_products() -> dict[Any, Any]:
+    """Return how products of small matrices become sums that are fused with what comes next."""
+
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        if a.ndim != 2 or b.ndim != 2 or a.shape[0] * a.shape[1] * b.shape[1] > SMALL:
+            return NotImplemented
+        return (a[:, :, None] * b[None]).sum(1)
+
+    def added(c: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+        ab = product(a, b)
+        return ab if ab is NotImplemented else beta * c + alpha * ab
+
+    aten = cast(Any, torch.ops).aten
+    return {aten.matmul.default: product, aten.mm.default: product, aten.addmm.default: added}
