@@ -49,18 +49,12 @@ def _plain() -> Iterator[tuple[str, float]]:
 
 def _of_sizes(sizes: Sizes) -> Iterator[tuple[str, float]]:
     """Yield every length of an axis, their products, roots and inverses."""
-    lengths: dict[int, str] = {}
-    for name, shape in sizes.items():
-        for axis, length in enumerate(shape):
-            if length > 1:
-                where = f"the length of axis {axis} of {name}"
-                if axis == 0 and len(shape) > 1 and name in ("x", "input", "y"):
-                    where = f"the batch size, axis 0 of {name}"
-                lengths.setdefault(length, where)
+    lengths = _lengths(sizes)
+    for length, where in lengths.items():
+        yield f"N with N = {length}, {where}", length
+        yield f"1/N with N = {length}, {where}", 1 / length
     for length, where in lengths.items():
         n = f"N = {length}, {where}"
-        yield f"N with {n}", length
-        yield f"1/N with {n}", 1 / length
         yield f"N/(N-1) with {n}", length / (length - 1)
         yield f"(N-1)/N with {n}", (length - 1) / length
         yield f"√(N/(N-1)) with {n}", sqrt(length / (length - 1))
@@ -83,3 +77,21 @@ def _of_sizes(sizes: Sizes) -> Iterator[tuple[str, float]]:
                     text = f"N = {count}, axes {first} to {last - 1} of {name} together"
                     yield f"N with {text}", count
                     yield f"1/N with {text}", 1 / count
+
+
+def _lengths(sizes: Sizes) -> dict[int, str]:
+    """Return every length with the first axis that has it, and whether other inputs' axes have."""
+    found: dict[int, list[str]] = {}
+    for name, shape in sizes.items():
+        for axis, length in enumerate(shape):
+            where = f"the length of axis {axis} of {name}"
+            if axis == 0 and len(shape) > 1 and name in ("x", "input", "y"):
+                where = f"the batch size, axis 0 of {name}"
+            known = found.setdefault(length, [])
+            if not (known and name.rstrip("0123456789") == "y"):  # an output has its inputs' axes
+                known.append(where)
+    return {
+        length: axes[0] + (" (and of other axes)" if len(axes) > 1 else "")
+        for length, axes in found.items()
+        if length > 1
+    }

@@ -9,7 +9,7 @@ told by the places where it is wrong, and else as not recognised.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import isclose, sqrt
 
 import torch
@@ -34,6 +34,7 @@ from manualbp.checks.doctor.hypotheses import (
     last_hypotheses,
 )
 from manualbp.checks.doctor.laboratory import (
+    TINY,
     Draw,
     Laboratory,
     copies,
@@ -44,10 +45,15 @@ from manualbp.checks.doctor.laboratory import (
     working_dtype,
 )
 from manualbp.checks.doctor.passes import PROBES, in_place_changes
-from manualbp.checks.doctor.patterns import indices, pattern, wrong_links, wrong_parts, wrong_places
+from manualbp.checks.doctor.patterns import (
+    NOT_RECOGNISED,
+    indices,
+    pattern,
+    wrong_links,
+    wrong_parts,
+    wrong_places,
+)
 from manualbp.checks.doctor.subject import Arguments, Diagnosis, Subject
-
-NOT_RECOGNISED = "not recognised"
 
 NEARLY = 2e-3
 """A factor that leaves less than this explains a gradient but for a rest."""
@@ -561,15 +567,24 @@ def _by_places(lab: Laboratory, name: str, draws: Sequence[Draw], limit: float) 
     if constants is not None:
         return [constants]
     links = wrong_links(lab, name, draw, limit)
-    if links is not None and (places is None or links.cause != "wrong derivative"):
+    named = links is not None and links.cause != NOT_RECOGNISED
+    if links is not None and named and (places is None or links.cause != "wrong derivative"):
         text = f"the gradient of {name} is wrong: {links.words}"
         return [Diagnosis(links.cause, name, text, links.evidence)]
     if places is not None:
         text = f"the gradient of {name} is wrong in part: {places.words}"
         return [Diagnosis(places.cause, name, text, places.evidence)]
-    unreached = _unreached(name, draws, limit)
-    if unreached is not None:
-        return [unreached]
+    hidden = _hidden(name, draws, limit)
+    unreached = (
+        f"it is not zero for {hidden.words}, on which y does not depend"
+        if hidden is not None
+        else ""
+    )
+    if hidden is not None and (change := _change_by_hidden(lab, name, draw, hidden)) > limit:
+        words = f"the gradient of {name} is wrong: {unreached}, and what stands there changes it "
+        words += "elsewhere: a mask of the forward pass is missing in it"
+        evidence = f"other numbers there change no output, but the gradient by up to {change:.3g}"
+        return [Diagnosis("masked positions", name, words, evidence)]
     lost = _lost_parts(lab, name, draw, limit)
     if lost is not None:
         return [lost]
@@ -590,7 +605,7 @@ def _by_places(lab: Laboratory, name: str, draws: Sequence[Draw], limit: float) 
             f"{weights.error:.0e}, in {len(same_arguments)} runs with other dy"
         )
         return [Diagnosis("factor of each index", name, words, evidence)]
-    return [_not_recognised(lab, name, draw, limit)]
+    return [_not_recognised(lab, name, draw, limit, [unreached, links.words if links else ""])]
 
 
 def _of_one_output(lab: Laboratory, name: str, draw: Draw, limit: float) -> list[Diagnosis] | None:
@@ -666,24 +681,43 @@ def _few_constants(name: str, draws: Sequence[Draw], limit: float) -> Diagnosis 
     return Diagnosis("missing term", name, words, evidence)
 
 
-def _unreached(name: str, draws: Sequence[Draw], limit: float) -> Diagnosis | None:
-    """Return that numbers on which nothing depends get a gradient, though others are wrong too."""
+@dataclass(frozen=True)
+class Hidden:
+    """Numbers of an argument on which nothing depends, all of some indices along an axis."""
+
+    words: str
+    places: Tensor
+
+
+def _hidden(name: str, draws: Sequence[Draw], limit: float) -> Hidden | None:
+    """Return the numbers on which nothing depends, if they get a gradient and others are wrong."""
     zero = torch.stack([draw.true[name] == 0 for draw in draws]).all(0)
     given = torch.stack([draw.ours(name).abs() > limit for draw in draws]).all(0)
-    if not (zero & given).any() or not bool((given | ~zero).all()) or zero.ndim == 0:
+    if not (zero & given).any() or not bool((given | ~zero).all()):
         return None
     for axis in range(zero.ndim):
         others = [a for a in range(zero.ndim) if a != axis]
         hidden = zero.all(others) if others else zero
         if int(hidden.sum()) * zero.numel() == int(zero.sum()) * len(hidden):
-            words = (
-                f"the gradient of {name} is wrong: it is not zero for {indices(hidden)} along axis "
-                f"{axis}, on which y does not depend: a mask of the forward pass is missing in it, "
-                "or what cancels the rest there"
-            )
-            evidence = f"{int(zero.sum())} of {zero.numel()} numbers are zero in truth, none here"
-            return Diagnosis("masked positions", name, words, evidence)
+            return Hidden(f"{indices(hidden)} along axis {axis}", zero)
     return None
+
+
+def _change_by_hidden(lab: Laboratory, name: str, draw: Draw, hidden: Hidden) -> float:
+    """Return by how much a gradient changes elsewhere if the numbers on which nothing depends do.
+
+    The true one does not change at all: so this one is made from what the forward pass masks.
+    """
+    value = draw.arguments[name]
+    moved = {**draw.arguments, name: torch.where(hidden.places, 0.5 - 2 * value, value)}
+    try:
+        other = lab.draw(moved, draw.dys)
+    except (RuntimeError, ValueError):
+        return 0.0  # these numbers do not suit it
+    if not all(map(torch.equal, other.outputs, draw.outputs)) or other.got.get(name) is None:
+        return 0.0
+    elsewhere = (other.ours(name) - draw.ours(name))[~hidden.places]
+    return largest_of(elsewhere) / max(largest_of(draw.true[name]), TINY)
 
 
 def _nearly_a_factor(name: str, draws: Sequence[Draw]) -> list[Diagnosis] | None:
@@ -744,7 +778,9 @@ def _lost_parts(lab: Laboratory, name: str, draw: Draw, limit: float) -> Diagnos
     return None
 
 
-def _not_recognised(lab: Laboratory, name: str, draw: Draw, limit: float) -> Diagnosis:
+def _not_recognised(
+    lab: Laboratory, name: str, draw: Draw, limit: float, seen: Sequence[str]
+) -> Diagnosis:
     """Return that the cause has no name, with what was seen."""
     gradient, right = draw.ours(name), draw.true[name]
     wrong = wrong_places(draw, name, limit)
@@ -759,4 +795,5 @@ def _not_recognised(lab: Laboratory, name: str, draw: Draw, limit: float) -> Dia
         linear = error_of(doubled.double(), 2 * gradient) <= limit
         evidence += f"; it is {'' if linear else 'not '}linear in dy"
     words = f"the gradient of {name} is wrong, and the cause is not recognised"
+    words = ": ".join([words, *filter(None, seen)][:2])
     return Diagnosis(NOT_RECOGNISED, name, words, evidence)

@@ -48,6 +48,8 @@ def pattern(name: str, draws: Sequence[Draw], limit: float) -> Pattern | None:
             return Pattern("certain elements", f"in some places alone {relation}", numbers)
         return None
     for words in _places(union):
+        if words.endswith(ON_IT) and "at worst" in relation:
+            words += ", as where a matrix is transposed before its triangle is taken"
         return Pattern("certain elements", f"it is wrong {words}; {relation}", numbers)
     return None
 
@@ -131,6 +133,9 @@ def _ties(tensor: Tensor, axis: int) -> Tensor:
 
 def _places(mask: Tensor) -> list[str]:
     """Return words for the places: indices along an axis, a block at the end, single numbers."""
+    beside = _beside_a_diagonal(mask)
+    if beside:
+        return [beside]
     found: list[str] = []
     for axis in range(mask.ndim):
         others = [a for a in range(mask.ndim) if a != axis]
@@ -161,6 +166,25 @@ def _places(mask: Tensor) -> list[str]:
             f"only in the last partial blocks: beyond {ends}, where the shape is {list(mask.shape)}"
         ]
     return [] if count > mask.numel() // 2 else [_scattered(mask)]
+
+
+ON_IT = ", and right on it"
+
+
+def _beside_a_diagonal(mask: Tensor) -> str:
+    """Say on which side of the diagonal of a square matrix all wrong numbers stand; "" if not so.
+
+    Nearly all on the side, since a few places may stand there by chance.
+    """
+    if mask.ndim < 2 or mask.shape[-1] != mask.shape[-2] or mask.shape[-1] < 3:
+        return ""
+    square = torch.ones_like(mask)
+    sides = {"below": square.tril(-1), "above": square.triu(1)}
+    sides["beside"] = sides["below"] | sides["above"]
+    for where, side in sides.items():
+        if not bool((mask & ~side).any()) and int(mask.sum()) > 0.9 * int(side.sum()):
+            return f"only {where} the diagonal{ON_IT}"
+    return ""
 
 
 def _scattered(mask: Tensor) -> str:
@@ -246,6 +270,9 @@ class WrongLinks:
     evidence: str
 
 
+NOT_RECOGNISED = "not recognised"
+"""The cause of what has no name."""
+
 MOST_LINKS = 200_000
 """The whole Jacobian of the backward pass is worked out up to so many numbers."""
 
@@ -290,15 +317,22 @@ def wrong_links(lab: Laboratory, name: str, draw: Draw, limit: float) -> WrongLi
         words = f"what reaches {name} from {where} numbers of y is left out"
         return WrongLinks("missing term", words, _count(lost, belongs, "right links are missing"))
     where = _order(too_many, dy.shape, x)
-    if where and bool((too_many.sum(0) > 0).any()) and _free(belongs, dy.shape, x, where):
-        why = "a mask (a causal one) of the forward pass is missing in it"
-        if not same[belongs].all():
-            why += ", or what is masked is made from the wrong things"
-        words = f"it lets {where} numbers of y through, which do not depend on {name} there: {why}"
+    through = f"it lets {where} numbers of y through, which do not depend on {name} there"
+    one_way = bool(where) and _free(belongs, dy.shape, x, where)
+    if one_way and _right_where_open(too_many, belongs, same):
+        words = f"{through}: a mask (a causal one) of the forward pass is missing in it"
         return WrongLinks("masked positions", words, _count(too_many, ~belongs, "links are there"))
     astray = _astray(name, g.view(*dy.shape, *x), j.view(*dy.shape, *x), dy.ndim, small)
     if astray is not None:
         return astray
+    if one_way and _free(there, dy.shape, x, _opposite(where)):
+        words = (
+            f"it is made from {where} numbers of y where {_opposite(where).split()[0]} ones belong:"
+            " what the forward pass does is done to dy in the same direction (a matrix not "
+            "transposed, a sum or a recurrence that does not run backwards)"
+        )
+        evidence = _count(there & belongs, belongs, "right links are there, with ")
+        return WrongLinks("transposed", words, f"{evidence}{int(too_many.sum())} wrong ones")
     alone = bool((belongs.sum(0) <= 1).all() and (there.sum(0) <= 1).all())
     if not alone and dy.shape == x:
         off = ~torch.eye(len(same), dtype=torch.bool, device=same.device)
@@ -314,6 +348,9 @@ def wrong_links(lab: Laboratory, name: str, draw: Draw, limit: float) -> WrongLi
             return WrongLinks("missing term", words, evidence)
     if alone and not too_many.any() and dy.shape == x:
         return _wrong_slopes(draw, name, g.sum(0), j.sum(0), same.all(0))
+    if one_way and not same[belongs].all():
+        words = f"{through}, and the links that belong there are wrong as well"
+        return WrongLinks(NOT_RECOGNISED, words, _count(too_many, ~belongs, "links are there"))
     return None
 
 
@@ -410,6 +447,21 @@ def _free(belongs: Tensor, y: Sequence[int], x: Sequence[int], where: str) -> bo
     """Return whether no link that belongs there goes the way of the wrong ones."""
     opposite = _order(belongs & ~_diagonal(belongs, y, x, where), y, x)
     return bool(opposite) and opposite.split()[0] != where.split()[0]
+
+
+def _opposite(where: str) -> str:
+    if where.startswith("earlier"):
+        return where.replace("earlier", "later")
+    return where.replace("later", "earlier")
+
+
+def _right_where_open(too_many: Tensor, belongs: Tensor, same: Tensor) -> bool:
+    """Return whether what comes from those numbers of y is right from which nothing is masked.
+
+    So it is if a mask alone is missing. If they are wrong as well, it is no mask, or not alone.
+    """
+    open_rows = ~too_many.any(1) & belongs.any(1)
+    return bool(open_rows.any()) and bool(same[open_rows].all())
 
 
 def _diagonal(belongs: Tensor, y: Sequence[int], x: Sequence[int], where: str) -> Tensor:
