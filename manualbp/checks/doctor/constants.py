@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from math import e, isclose, log, log2, pi, prod, sqrt
 
@@ -80,18 +80,24 @@ def _of_sizes(sizes: Sizes) -> Iterator[tuple[str, float]]:
 
 
 def _lengths(sizes: Sizes) -> dict[int, str]:
-    """Return every length with the first axis that has it, and whether other inputs' axes have."""
-    found: dict[int, list[str]] = {}
+    """Return every length with the first axis that has it, and with the inputs that share it."""
+    found: dict[int, list[tuple[int, str]]] = {}
     for name, shape in sizes.items():
         for axis, length in enumerate(shape):
-            where = f"the length of axis {axis} of {name}"
-            if axis == 0 and len(shape) > 1 and name in ("x", "input", "y"):
-                where = f"the batch size, axis 0 of {name}"
             known = found.setdefault(length, [])
             if not (known and name.rstrip("0123456789") == "y"):  # an output has its inputs' axes
-                known.append(where)
-    return {
-        length: axes[0] + (" (and of other axes)" if len(axes) > 1 else "")
-        for length, axes in found.items()
-        if length > 1
-    }
+                known.append((axis, name))
+    told: dict[int, str] = {}
+    for length, axes in found.items():
+        first, name = axes[0]
+        names = [other for axis, other in axes if axis == first]
+        where = f"the length of axis {first} of {_listed(names)}"
+        if first == 0 and len(sizes[name]) > 1 and name in ("x", "input", "y"):
+            where = f"the batch size, axis 0 of {_listed(names)}"
+        if length > 1:
+            told[length] = where + (" (and of other axes)" if len(axes) > len(names) else "")
+    return told
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -203,7 +203,11 @@ def test_a_system_solved_in_the_same_direction_is_no_missing_mask() -> None:
     ("shapes", "words"),
     [
         ({"q": (2, 4), "k": (3, 5)}, "N with N = 4, the length of axis 1 of q"),
-        ({"q": (2, 4), "k": (4, 5)}, "N with N = 4, the length of axis 1 of q (and of other axes)"),
+        (
+            {"q": (2, 4), "k": (4, 5)},
+            "N with N = 4, the length of axis 1 of q (and of other axes)",
+        ),
+        ({"q": (2, 4), "k": (3, 4)}, "N with N = 4, the length of axis 1 of q and k"),
         ({"x": (4, 3), "y": (4, 2)}, "N with N = 4, the batch size, axis 0 of x"),
     ],
 )
