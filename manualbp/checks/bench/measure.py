@@ -41,7 +41,7 @@ LIMIT = 1e-9
 
 ROUND_SECONDS = 0.02
 MOST_STEPS = 1000  # of a round
-HINDERED = 4.0
+HINDERED = 3.0
 """So many times as long as with one thread no step takes for which there are cores."""
 
 Progress = Callable[[str], None]
