@@ -72,7 +72,7 @@ def test_json_has_everything_and_nothing_else_is_printed() -> None:
     assert result["ratio_to_floor"] == pytest.approx(
         times["manual"]["median"] / times["floor"]["median"]
     )
-    assert result["ratio_to_compile"] is None
+    assert (result["ratio_to_compile"], result["compiled_ratio"]) == (None, None)
     assert result["memory_bytes"].keys() == EAGER
     total = {name: m["live"] + m["step"] for name, m in result["memory_bytes"].items()}
     assert result["memory_ratio"] == pytest.approx(total["manual"] / total["autograd_default"])
@@ -355,7 +355,7 @@ def test_ratios_are_of_medians_and_of_the_best() -> None:
         },
         saved_bytes={},
     )
-    assert (result.ratio, result.ratio_to_compile) == (4, 2)
+    assert (result.ratio, result.ratio_to_compile, result.compiled_ratio) == (4, 2, 40)
     assert (result.ratio_to_floor, result.memory_ratio) == (2, 0.5)
 
 

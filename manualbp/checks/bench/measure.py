@@ -108,6 +108,12 @@ class Result:
         return self._over_by_hand(self.best(EAGER_AUTOGRAD)) or 0.0
 
     @property
+    def compiled_ratio(self) -> float | None:
+        """Return time(eager autograd's best) / time(by hand, compiled); None where it was not."""
+        autograd, compiled = self.best(EAGER_AUTOGRAD), self.best(["manual_compiled"])
+        return self.median(autograd) / self.median(compiled) if autograd and compiled else None
+
+    @property
     def ratio_to_compile(self) -> float | None:
         """Return time(compiled autograd's best) / time(by hand); None where nothing compiled."""
         return self._over_by_hand(self.best(COMPILED_AUTOGRAD))
@@ -137,6 +143,7 @@ class Result:
             "best_autograd": self.best(EAGER_AUTOGRAD),
             "best_by_hand": self.by_hand,
             "ratio": self.ratio,
+            "compiled_ratio": self.compiled_ratio,
             "ratio_to_compile": self.ratio_to_compile,
             "ratio_to_floor": self.ratio_to_floor,
             "memory_ratio": self.memory_ratio,
