@@ -59,10 +59,7 @@ class Captured:
         if not torch.is_inference_mode_enabled():
             with torch.inference_mode():
                 return self(*arguments)
-        key: tuple[Any, ...] = ()
-        for argument in arguments:
-            # get_device() is a number, many times cheaper to look up than .device.
-            key += argument.shape, argument.dtype, argument.get_device()
+        key = form(arguments)
         recording = self.recordings.get(key)
         if recording is None:
             if len(self.recordings) == MOST_SHAPES:
@@ -70,6 +67,15 @@ class Captured:
             recording = self.recordings[key] = record(self.step, arguments)
         recording.replay(arguments)
         return recording.result
+
+
+def form(arguments: Sequence[Tensor]) -> tuple[Any, ...]:
+    """Return shapes, dtypes and devices: where they are the same, a step makes the same calls."""
+    key: tuple[Any, ...] = ()
+    for argument in arguments:
+        # get_device() is a number, many times cheaper to look up than .device.
+        key += argument.shape, argument.dtype, argument.get_device()
+    return key
 
 
 def capture(step: Step) -> Captured:

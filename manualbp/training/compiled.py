@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from manualbp.recording import MOST_SHAPES, Step
+from manualbp.errors import UsageError
+from manualbp.recording import MOST_SHAPES, Step, form
 
 Run = Callable[[list[Tensor]], Sequence[Tensor]]
 
@@ -33,7 +34,7 @@ class Compiled:
 
     def __call__(self, *arguments: Tensor) -> Tensor:
         """Do what `step` does."""
-        key = tuple([(a.shape, a.dtype, a.get_device()) for a in arguments])
+        key = form(arguments)
         program = self._programs.get(key)
         if program is not None:
             return program(arguments)
@@ -63,7 +64,8 @@ class Program:
     """The machine code of a graph that torch.compile traced, and what to call it with.
 
     `inputs` are the arguments of the step and the tensors that it reaches by itself, in the order
-    in which the graph takes them.
+    in which the graph takes them. Raises UsageError where torch's compiler fails, as it does where
+    there is no C++ compiler.
     """
 
     def __init__(
@@ -79,7 +81,13 @@ class Program:
             for number, argument in enumerate(arguments)
             if tensor is argument
         ]
-        self._run = machine_code(graph, self._inputs)
+        try:
+            self._run = machine_code(graph, self._inputs)
+        except (RuntimeError, OSError) as error:  # torch's compiler raises many kinds of the first
+            reason = str(error).strip().partition("\n")[0]
+            raise UsageError(
+                f"torch.compile fails here: {reason}; mend that, or train without --compile"
+            ) from error
 
     def __call__(self, arguments: Sequence[Tensor]) -> Tensor:
         """Return the step's result for arguments of the same shapes."""

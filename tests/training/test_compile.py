@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from manualbp.checks.agreement import relative_error
+from manualbp.errors import UsageError
 from manualbp.losses import CrossEntropyLoss, Loss, MSELoss, Penalty
 from manualbp.models import build
 from manualbp.optimizers import SGD, Adam, AdamW, LookAheadNesterov, RMSprop
@@ -124,6 +125,17 @@ def refusal() -> str:
     return str(refused.value)
 
 
+def no_compiler() -> str:
+    """Return what is said where torch's compiler fails."""
+    failure = RuntimeError("No working C++ compiler found\nin many places")
+    with (
+        mock.patch("manualbp.training.compiled.machine_code", side_effect=failure),
+        pytest.raises(UsageError) as refused,
+    ):
+        Compiled(lambda x: x + 1)(torch.ones(2))
+    return str(refused.value)
+
+
 def agreement(ours: list[Tensor], eager: list[Tensor]) -> dict[str, Any]:
     return {
         "errors": [relative_error(a, b) for a, b in zip(ours, eager, strict=True)],
@@ -173,6 +185,13 @@ def test_tensors_that_share_memory_are_refused(found: dict[str, Any]) -> None:
     assert "two tensors in one memory" in found["refused"]
 
 
+def test_a_compiler_that_fails_is_told_of_in_one_line(found: dict[str, Any]) -> None:
+    assert found["no compiler"] == (
+        "torch.compile fails here: No working C++ compiler found; mend that, or train without "
+        "--compile"
+    )
+
+
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
 def test_machine_code_has_the_numbers_of_the_eager_step() -> None:
     outcome = said("machine code")
@@ -189,5 +208,5 @@ if __name__ == "__main__":
         else:
             for name, case in CASES.items():
                 results[name] = programs_and_agreement(case)
-            results["refused"] = refusal()
+            results |= {"refused": refusal(), "no compiler": no_compiler()}
     print(json.dumps(results))

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from manualbp.checks.bench.workloads import Batch, Problem
+from manualbp.errors import UsageError
 from manualbp.training.engine import ManualEngine, threads_for
 from reference.optimizers import LookAheadNesterov
 from reference.twins import twin, twin_loss, twin_optimizer
@@ -279,7 +280,7 @@ def _not_available_if_it_fails() -> Generator[None]:
     # torch's compiler raises RuntimeErrors of many kinds, and OSError where a program is missing.
     try:
         yield
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, UsageError) as error:
         raise NotAvailable(_in_one_line(error)) from error
 
 
