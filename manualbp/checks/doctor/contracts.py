@@ -7,6 +7,7 @@ and what fails one is about that one.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -32,11 +33,14 @@ from manualbp.checks.doctor.subjects import (
     shape_of,
 )
 from manualbp.checks.doctor.ties import Clash, Law, clash, tied
-from manualbp.checks.doctor.truth import Truth
+from manualbp.checks.doctor.truth import Interval, Truth, converted
 from manualbp.checks.tolerances import TOLERANCES
 
 Verdict = Literal["PASS", "FAIL", "WARNING", "INCONCLUSIVE", "SKIPPED"]
 """WARNING: right in itself, but it would be wrong without a word after a mistake elsewhere."""
+
+MOST_TIED = 32
+"""Of so many equal numbers the order is tried."""
 
 MOST_COMBINATIONS = 16
 """Of more arguments than four only some choices are tried: each alone, and all but one."""
@@ -225,12 +229,41 @@ def outside(trial: Trial, gradients: Gradients, when: str) -> list[str]:
             continue
         gradient = torch.zeros_like(trial.arguments[name]) if gradient is None else gradient
         if not interval.holds(gradient, trial.dys):
+            interval = with_ties_broken(trial, name, interval) or interval
+        if not interval.holds(gradient, trial.dys):
             place, _ = worst(gradient, interval.value)
             lines.append(
                 f"d{name} is wrong {when}: {_at(place)}"
                 f"{_got_not(gradient, interval.value, place, 'where the truth is')}"
             )
     return lines
+
+
+def with_ties_broken(trial: Trial, name: str, interval: Interval) -> Interval | None:
+    """Return an interval with the slopes beside a tie of three numbers or more; None without one.
+
+    Of three equal numbers that are sorted, one that moves becomes the first or the last. But the
+    slope of the middle one is right as well: that of a point nearby, where they are in order.
+    """
+    tensor = trial.arguments[name].double()
+    kinks = interval.high - interval.low > 1e-3 * interval.scale()
+    counts = Counter(number.item() for number in tensor[kinks])
+    often = [value for value, count in counts.items() if 2 < count <= MOST_TIED]
+    if not often:
+        return None
+    tied = kinks & torch.isin(tensor, torch.tensor(often).to(tensor))
+    exact = converted(trial.arguments, torch.float64)
+    rank = torch.arange(int(tied.sum()), device=tensor.device)
+    generator = torch.Generator().manual_seed(0)
+    mixed = [torch.randperm(len(rank), generator=generator).to(rank) for _ in range(4)]
+    low, high = interval.low, interval.high
+    for places in (rank, rank.flip(0), *mixed):
+        moved = tensor.clone()
+        moved[tied] += 2.0**-8 * places
+        slopes = trial.truth({**exact, name: moved}, [dy.double() for dy in trial.dys])[name]
+        low, high = torch.minimum(low, slopes), torch.maximum(high, slopes)
+    room = torch.where(tied, 1e-2 * interval.scale(), 0.0)  # the points are not that near
+    return interval._replace(low=low - room, high=high + room)
 
 
 def _got_not(a: Tensor, b: Tensor, place: tuple[int, ...], words: str) -> str:

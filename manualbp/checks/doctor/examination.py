@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -31,6 +30,7 @@ from manualbp.checks.doctor.contracts import (
     largest,
     largest_of,
     misfit,
+    with_ties_broken,
 )
 from manualbp.checks.doctor.diagnosis import NOT_RECOGNISED, diagnose
 from manualbp.checks.doctor.inner_precision import rounds_on_the_way
@@ -55,9 +55,6 @@ that is right in float64 is wrong there only if it is wrong for so many inputs."
 
 SMALL = 100_000
 """Numbers that one thread deals with best."""
-
-MOST_TIED = 32
-"""Of so many equal numbers the order is tried."""
 
 CANNOT_TELL = 1e-2
 """A truth that is known no better than this, relative to the gradient, tells nothing."""
@@ -359,37 +356,10 @@ def judge(trial: Trial) -> list[Row]:
         judged = partial(_judged, trial, name, gradients[name])
         row = judged(intervals[name], costs[name], rounding)
         if row.verdict == "FAIL" and name in given:
-            wider = _with_ties_broken(trial, name, intervals[name])
+            wider = with_ties_broken(trial, name, intervals[name])
             row = judged(wider, costs[name], rounding) if wider else row
         rows.append(row)
     return rows
-
-
-def _with_ties_broken(trial: Trial, name: str, interval: Interval) -> Interval | None:
-    """Return an interval with the slopes beside a tie of three numbers or more; None without one.
-
-    Of three equal numbers that are sorted, one that moves becomes the first or the last. But the
-    slope of the middle one is right as well: that of a point nearby, where they are in order.
-    """
-    tensor = trial.arguments[name].double()
-    kinks = interval.high - interval.low > 1e-3 * interval.scale()
-    counts = Counter(number.item() for number in tensor[kinks])
-    often = [value for value, count in counts.items() if 2 < count <= MOST_TIED]
-    if not often:
-        return None
-    tied = kinks & torch.isin(tensor, torch.tensor(often).to(tensor))
-    exact = converted(trial.arguments, torch.float64)
-    rank = torch.arange(int(tied.sum()), device=tensor.device)
-    generator = torch.Generator().manual_seed(0)
-    mixed = [torch.randperm(len(rank), generator=generator).to(rank) for _ in range(4)]
-    low, high = interval.low, interval.high
-    for places in (rank, rank.flip(0), *mixed):
-        moved = tensor.clone()
-        moved[tied] += 2.0**-8 * places
-        slopes = trial.truth({**exact, name: moved}, [dy.double() for dy in trial.dys])[name]
-        low, high = torch.minimum(low, slopes), torch.maximum(high, slopes)
-    room = torch.where(tied, 1e-2 * interval.scale(), 0.0)  # the points are not that near
-    return interval._replace(low=low - room, high=high + room)
 
 
 def limits_of(trial: Trial) -> dict[str, float]:

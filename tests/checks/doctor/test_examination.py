@@ -86,6 +86,38 @@ def test_the_kinks_of_a_layer_are_no_mistake_in_short_dtypes(seed: int) -> None:
     assert report("net", seed).failures == []
 
 
+class StepByStep(torch.autograd.Function):
+    """ReLU of a + b - c, in a kernel of its own that rounds after every operation."""
+
+    @staticmethod
+    def forward(ctx, a, b, c):
+        def rounded(number: float) -> float:
+            return torch.tensor(number, dtype=a.dtype).item()
+
+        triples = zip(a.tolist(), b.tolist(), c.tolist(), strict=True)
+        v = [rounded(rounded(p + q) - r) for p, q, r in triples]
+        ctx.v = torch.tensor(v, dtype=torch.float64).to(a)
+        return ctx.v.relu()
+
+    @staticmethod
+    def backward(ctx, dy):
+        dv = dy * (ctx.v > 0)
+        return dv, dv, -dv
+
+
+def test_a_rounding_at_a_kink_is_no_mistake_if_inputs_nearby_are_right() -> None:
+    """1 + 2⁻¹⁰ - 1 is 0 in bfloat16, and the slope of ReLU is another one there."""
+    a, b, c = [1.0, 2.0, -1.0, 1.0], [0.5, 0.25, 0.5, 2.0**-10], [0.25, 0.5, 0.5, 1.0]
+    target = wrap(StepByStep, "StepByStep", [torch.tensor(part) for part in (a, b, c)])
+    found = examine(target.subject, target.arguments, target.truth)
+    assert found.failures == []
+    short = [row for row in found.rows if row.dtype == "bfloat16"]
+    assert [row.verdict for row in short] == ["INCONCLUSIVE"] * 3
+    assert {row.words for row in short} == {
+        "off here, but not for inputs nearby: a rounding at a kink"
+    }
+
+
 def test_a_reference_is_the_truth() -> None:
     assert report("LinearFunction", reference="linear").verdict == "PASS"
     found = report("WrongSign", reference="linear")

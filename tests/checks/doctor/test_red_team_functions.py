@@ -283,9 +283,16 @@ def sorted_backward(dy, x, y):
     return torch.zeros_like(x).scatter(-1, x.argsort(stable=True, dim=-1), dy)
 
 
-def test_right_at_a_tie_of_three() -> None:
-    inputs = [torch.tensor([[1.0, 1.0, 2.0, 0.5, 3.0], [0.0, 1.0, 2.0, 0.0, 0.0]])]
-    sorting = custom(lambda x: x.sort(stable=True, dim=-1).values, sorted_backward)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_right_at_a_tie_of_three(dtype: str) -> None:
+    """The slope of the middle one, 9, is not between those of the first, 1, and the last, 2."""
+    weights = torch.tensor([1.0, 9.0, 2.0, 3.0, 4.0])
+    inputs = [torch.tensor([[1.0, 1.0, 2.0, 1.0, 3.0], [0.0, 1.0, 2.0, 0.0, 0.0]])]
+    sorting = custom(
+        lambda x: x.sort(stable=True, dim=-1).values @ weights.to(x),
+        lambda dy, x, y: sorted_backward(dy[:, None] * weights.to(x), x, y),
+    )
     target = wrap(sorting, "sort", inputs)
-    report = examine(target.subject, target.arguments, target.truth)
+    dtypes = [getattr(torch, dtype)]
+    report = examine(target.subject, target.arguments, target.truth, dtypes=dtypes)
     assert (report.verdict, report.failures) == ("PASS", [])
