@@ -78,7 +78,7 @@ class WorkedStep(TrainingStep):
         x: Tensor,
         target: Tensor,
         mode: Mode,
-        share: Tensor | float = 1.0,
+        share: float = 1.0,
     ) -> Tensor:
         y = super().add_gradients(params, grads, x, target, mode, share)
         self._hold_biases(grads)
