@@ -427,8 +427,8 @@ def _into(op: OpOverload, args: Any, kwargs: Any, out: Tensor) -> Callable[[], A
         name, args = "sub", (args[1], args[0], *args[2:])
     if name in ("sum", "mean") and len(args) == 1:  # over all axes: with `out` they must be named
         args = (args[0], tuple(range(args[0].ndim)))
-    if name in ("sum", "amax") and args[1:] and len(args[1]) == 1:  # a number is read faster
-        args = (args[0], args[1][0], *args[2:])
+    if name in ("sum", "amax") and args[1:] and args[1] and len(args[1]) == 1:
+        args = (args[0], args[1][0], *args[2:])  # a number is read faster than a list
     if name == "addmm":  # it would spread the bias over the rows at every call
         args = (args[0].expand_as(out), *args[1:])
     args = _with_tensors_for_numbers(name, args, out)

@@ -386,6 +386,20 @@ def test_a_shape_that_changes_in_place_is_no_operation() -> None:
     assert recording.calls == 3
 
 
+AXES = [None, (), (0,), (1,), (0, 1)]
+
+
+@pytest.mark.parametrize("axes", AXES, ids=repr)
+def test_sums_and_maxima_over_any_axes(axes: tuple[int, ...] | None) -> None:
+    def step(x: Tensor) -> Tensor:
+        largest = x.amax() if axes is None else x.amax(axes, keepdim=True)
+        return x.sum(axes, keepdim=True) * largest
+
+    captured = capture(step)
+    for x in (torch.rand(3, 4), torch.rand(3, 4)):
+        assert torch.equal(captured(x), step(x))
+
+
 def test_operations_with_several_results() -> None:
     def step(x: Tensor) -> Tensor:
         values, indices = x.sort(1)
