@@ -54,13 +54,12 @@ class TrainingStep:
         self.update(params, grads, state, coefficients)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
-    def begin(self, params: Parameters, grads: Parameters, state: State) -> Tensor:
-        """Make ready for gradients; return where they will be added up."""
+    def begin(self, params: Parameters, grads: Parameters, state: State) -> None:
+        """Make ready for gradients to be added up."""
         frozen = self._kept(params)
         self.optimizer.begin(params.flat, grads.flat, state)
         _restore(params, frozen)  # a rule that looks ahead has moved all parameters
         params.round_off()
-        return grads.flat
 
     def parts(self, x: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor, float]]:
         """Yield the micro-batches, with the share that the error of each has in the batch's."""
@@ -102,8 +101,8 @@ class TrainingStep:
         grads: Parameters,
         state: State,
         coefficients: Sequence[Tensor],
-    ) -> Tensor:
-        """Add the penalty, clip, and change the parameters, which are returned."""
+    ) -> None:
+        """Add the penalty, clip, and change the parameters."""
         if self.penalty:
             self.penalty.backward(params, grads)
         for name in self.frozen:
@@ -115,7 +114,6 @@ class TrainingStep:
         frozen = self._kept(params)
         self.optimizer.update(params.flat, grads.flat, state, coefficients)
         _restore(params, frozen)  # weight decay has moved all parameters
-        return params.flat
 
     def _kept(self, params: Parameters) -> dict[str, Tensor]:
         return {name: params.named()[name].clone() for name in self.frozen}
