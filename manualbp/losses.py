@@ -176,7 +176,8 @@ class SavedCrossEntropy(NamedTuple):
     """What the cross-entropy keeps; p in the shape of the logits."""
 
     p: Tensor  # posterior probabilities, softmax(x)
-    q: Tensor  # what the log-probabilities are weighted with in E: of all classes, or of `labels`
+    q: Tensor | float  # what the log-probabilities have for weights in E: of all classes, or of
+    # `labels`; 1.0 where all examples count alike
     labels: Tensor | None  # the class of each example, where q is 0 for all others
     mass: Tensor | None  # Σ_k q[n,k], with 1 for the axis of classes; None where it is 1 throughout
     total: Tensor | float  # M, what the sum is divided by
@@ -220,7 +221,8 @@ class CrossEntropyLoss(Loss[SavedCrossEntropy]):
         q, labels, mass, total = self._q(y, target, axis)
         of_q = x if labels is None else x.gather(axis, labels)
         log_p = of_q - sums.log()  # not log(p), which is -inf where p is too small for a number
-        return -(q * log_p).sum() / total, SavedCrossEntropy(exps / sums, q, labels, mass, total)
+        E = -scaled(log_p, q).sum() / total
+        return E, SavedCrossEntropy(exps / sums, q, labels, mass, total)
 
     def backward(self, saved: SavedCrossEntropy, dE: Tensor | float = 1.0) -> Tensor:
         p, q, labels, mass, total = saved
@@ -230,11 +232,14 @@ class CrossEntropyLoss(Loss[SavedCrossEntropy]):
             # Where every example is ignored E is 0/0, yet no output has a part in it, as in torch.
             scale = torch.where(total == 0, 0.0, scale)
         p = p if mass is None else p * mass
-        return scaled(p - q if labels is None else p.scatter_add(class_axis(p), labels, -q), scale)
+        if labels is None:
+            return scaled(p - q, scale)
+        minus_q = -q if isinstance(q, Tensor) else p.new_full(labels.shape, -q)
+        return scaled(p.scatter_add(class_axis(p), labels, minus_q), scale)
 
     def _q(
         self, y: Tensor, target: Tensor, axis: int
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | float]:
+    ) -> tuple[Tensor | float, Tensor | None, Tensor | None, Tensor | float]:
         """Return q, its classes, Σ_k q and M as they are kept; of y only shape and dtype matter."""
         classes, smoothing = y.shape[axis], self.label_smoothing
         examples = y.numel() // classes
@@ -250,6 +255,8 @@ class CrossEntropyLoss(Loss[SavedCrossEntropy]):
         else:
             index = target.unsqueeze(axis)
             same_shape(y.select(axis, 0), target)
+            if plain and not smoothing:
+                return 1.0, index, None, 1.0 if self.reduction == "sum" else total
             valid = y.new_ones(index.shape)
             if self.ignore_index is not None:
                 valid = (index != self.ignore_index).to(y.dtype)
@@ -258,7 +265,7 @@ class CrossEntropyLoss(Loss[SavedCrossEntropy]):
             total = total if plain else of_class.sum()
             if not smoothing:
                 total = 1.0 if self.reduction == "sum" else total
-                return of_class, index, None if plain else of_class, total
+                return of_class, index, of_class, total
             t = torch.zeros_like(y).scatter_(axis, index, valid)
         q = (1 - smoothing) * t + smoothing / classes * valid if smoothing else t
         q = q if w is None else q * w

@@ -133,18 +133,22 @@ class Call:
         return _tensors(self.out)
 
     @cached_property
+    def reads(self) -> set[int]:
+        """Return the memory of the inputs."""
+        return {_memory(tensor) for tensor in self.inputs}
+
+    @cached_property
     def made(self) -> dict[int, Tensor]:
         """Return results in memory of their own, by memory; not views and changed arguments."""
-        existing = {_memory(tensor) for tensor in self.inputs}
-        return {_memory(t): t for t in self.outputs if _memory(t) not in existing}
+        return {m: tensor for tensor in self.outputs if (m := _memory(tensor)) not in self.reads}
 
     @cached_property
     def changed(self) -> list[Tensor]:
-        """Return the arguments that the operation writes to."""
+        """Return the arguments whose numbers the operation changes."""
+        if not _schema(self.op).is_mutable or torch.Tag.inplace_view in self.op.tags:
+            return []
         arguments = _schema(self.op).arguments
         named = dict(zip([a.name for a in arguments], self.args, strict=False)) | self.kwargs
-        if torch.Tag.inplace_view in self.op.tags:
-            return []  # it changes a shape, no numbers
         return [
             cast(Tensor, named[a.name])
             for a in arguments
@@ -219,7 +223,7 @@ FACTORIES: dict[str, Callable[[Call], Any]] = {
 
 def _plan(calls: list[Call], arguments: list[Tensor], result: Tensor) -> Recording:
     """Turn what was written down into a list of calls over planned memory."""
-    kept = [call for call in _needed(calls, result) if not _is_view(call)]
+    kept = _needed(calls, result)
     constants = _constants(kept)
     kept = [call for call in kept if not call.made or not call.made.keys() <= constants]
     blocks = _lifetimes(kept, result)
@@ -258,11 +262,6 @@ def _plan(calls: list[Call], arguments: list[Tensor], result: Tensor) -> Recordi
     return Recording(own_result, replay, len(program), arena.bytes)
 
 
-def _is_view(call: Call) -> bool:
-    """Return whether the call made nothing and changed no number."""
-    return not call.made and not call.changed
-
-
 def _constants(kept: list[Call]) -> set[int]:
     """Return the memory of results that follow from no argument, no parameter and no chance.
 
@@ -271,7 +270,7 @@ def _constants(kept: list[Call]) -> set[int]:
     changed = {_memory(tensor) for call in kept for tensor in call.changed}
     constants: set[int] = set()
     for call in kept:
-        follows = {_memory(tensor) for tensor in call.inputs} <= constants
+        follows = call.reads <= constants
         if (
             (follows or _name(call.op) in FACTORIES)
             and torch.Tag.nondeterministic_seeded not in call.op.tags
@@ -282,17 +281,18 @@ def _constants(kept: list[Call]) -> set[int]:
 
 
 def _needed(calls: list[Call], result: Tensor) -> list[Call]:
-    """Return the calls whose effect reaches the result or memory from outside the recording."""
-    made: set[int] = set()
-    for call in calls:
-        made |= {_memory(t) for t in call.outputs} - {_memory(t) for t in call.inputs}
+    """Return the calls whose effect reaches the result or memory from outside the recording.
+
+    A view has none: it makes nothing and changes no number.
+    """
+    made = {memory for call in calls for memory in call.made}
     needed = {_memory(result)}
     kept: list[Call] = []
     for call in reversed(calls):
         written = {_memory(tensor) for tensor in call.changed}
-        if written - made or (written | {_memory(t) for t in call.outputs}) & needed:
+        if written - made or (written | call.made.keys()) & needed:
             kept.append(call)
-            needed |= {_memory(tensor) for tensor in call.inputs}
+            needed |= call.reads
     return kept[::-1]
 
 
@@ -318,7 +318,7 @@ def _lifetimes(kept: list[Call], result: Tensor) -> dict[int, Block]:
     last_use[_memory(result)] = len(kept)
     blocks: dict[int, Block] = {}
     for i, call in enumerate(kept):
-        free = {m for t in call.inputs if last_use[m := _memory(t)] == i and m in blocks}
+        free = {memory for memory in call.reads if last_use[memory] == i and memory in blocks}
         for memory, out in call.made.items():
             heir = next((m for m in free if _may_overwrite(call, m, out)), None)
             if heir is None:

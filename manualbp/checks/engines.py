@@ -118,8 +118,12 @@ class AutogradEngine:
         """Do nothing: the gradients are there by themselves."""
 
     def gradients(self) -> Mapping[str, Tensor]:
-        """Return the gradients of the last update."""
-        return {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in self.named.items()}
+        """Return copies of the last update's gradients."""
+        grads = {name: weight.grad for name, weight in self.named.items()}
+        return {
+            name: torch.zeros_like(self.named[name]) if grad is None else grad.clone()
+            for name, grad in grads.items()
+        }
 
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
         """Copy parameters in; ValueError if names or shapes differ."""
@@ -222,7 +226,7 @@ class LockstepEngine:
         """Do nothing: the gradients are there by themselves."""
 
     def gradients(self) -> Mapping[str, Tensor]:
-        """Return the hand-written side's gradients."""
+        """Return copies of the hand-written side's gradients."""
         return self.manual.gradients()
 
     def load_weights(self, state: Mapping[str, Tensor]) -> None:

@@ -9,7 +9,8 @@ from torch import Tensor
 from manualbp.layers import EVALUATION, AnyLayer, Sequential
 from manualbp.parameters import Parameters
 from manualbp.training.data import Split
-from manualbp.training.loop import Trainer, Weights
+from manualbp.training.last_update import Weights
+from manualbp.training.loop import Trainer
 
 
 def first_not_finite(trainer: Trainer, model: AnyLayer, params: Parameters) -> str | None:

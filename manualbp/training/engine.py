@@ -12,7 +12,7 @@ from torch import Tensor
 
 from manualbp.layers import EVALUATION, Mode
 from manualbp.optimizers import SGD
-from manualbp.parameters import Parameters
+from manualbp.parameters import Parameters, Shapes
 from manualbp.recording import Step, capture
 from manualbp.training.checkpoint import random_state, restore_random_state
 from manualbp.training.compiled import Compiled
@@ -51,7 +51,7 @@ class Engine(Protocol):
         ...
 
     def gradients(self) -> Mapping[str, Tensor]:
-        """Return the gradients of the last update, if `watch` was called before it."""
+        """Return copies of the last update's gradients, if `watch` was called before it."""
         ...
 
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
@@ -68,13 +68,13 @@ class Engine(Protocol):
 
 
 class Copies(Mapping[str, Tensor]):
-    """Copies of all parameters. What lies where is worked out when somebody first asks for one:
-    most are kept for an epoch and never looked at.
+    """A flat copy of all parameters, or of all gradients. What lies where is worked out when
+    somebody first asks for one: most copies are kept for an epoch and never looked at.
     """
 
-    def __init__(self, params: Parameters) -> None:
-        self._shapes = params.shapes
-        self._flat = params.flat.clone()
+    def __init__(self, shapes: Shapes, flat: Tensor) -> None:
+        self._shapes = shapes
+        self._flat = flat
 
     @cached_property
     def _named(self) -> Mapping[str, Tensor]:
@@ -188,16 +188,16 @@ class ManualEngine:
 
     def copy_weights(self) -> Mapping[str, Tensor]:
         """Return copies of the parameters, made as one."""
-        return Copies(self.params)
+        return Copies(self.params.shapes, self.params.flat.clone())
 
     def gradients(self) -> Mapping[str, Tensor]:
-        """Return the gradients of the last update, before which `watch` was called."""
+        """Return copies of the last update's gradients; `watch` was called before it."""
         if self.grads.flat is not self.state.get("momentum_buffer"):
-            return self.grads.named()
+            return Copies(self.params.shapes, self.grads.flat.clone())
         assert self._before is not None, "watch() comes before the update"
         params, v = self._before
         rule = cast(SGD, self.training_step.optimizer)
-        return Parameters(self.params.shapes, rule.gradient(self.grads.flat, v, params)).named()
+        return Copies(self.params.shapes, rule.gradient(self.grads.flat, v, params))
 
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
         """Copy parameters in; ValueError if names or shapes differ."""

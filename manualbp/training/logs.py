@@ -8,7 +8,7 @@ and loss, or loss and r2: the names of all other groups come after them in the a
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from manualbp.errors import UsageError
+from manualbp.training.last_update import LastUpdate
 
 # TensorBoard comes without types: these names are all of it that is used here.
 _protocol = import_module("tensorboard.compat.proto.summary_pb2")
@@ -33,6 +34,8 @@ Writer: TypeAlias = Any
 SECONDS_BETWEEN_WRITES = 1.0
 MOST_WAITING = 10_000
 """Events that the threads of TensorBoard have not written yet; with as many, training waits."""
+MOST_KEPT = 2**26
+"""Bytes of parameters and gradients that may wait to be drawn."""
 MAX_BINS = 64
 MAX_CLASSES_WITH_COUNTS = 20
 """With more classes, the cells of a confusion matrix are too small for a number."""
@@ -58,7 +61,8 @@ class RunLogs:
         # purge_step also in a first file, where there is nothing to hide: one of TensorBoard's two
         # readers, that of --load_fast=false, takes the first purge_step it meets for a run's start.
         hidden_from = self._last_epoch + 1 if self._last_epoch else 0
-        self._waiting: list[tuple[Writer, int, float, Mapping[str, float]]] = []
+        self._waiting: list[tuple[Writer, int, float, Callable[[], list[Any]]]] = []
+        self._kept = 0  # bytes that wait with them
         self._written_at = time.monotonic()
         self._train: Writer = _writer(run / "train", hidden_from)
         self._val: Writer = _writer(run / "val", hidden_from)
@@ -84,31 +88,18 @@ class RunLogs:
         if time.monotonic() - self._written_at > SECONDS_BETWEEN_WRITES:
             self._write()
 
-    def updates(
-        self,
-        epoch: int,
-        *,
-        gradient_norms: Mapping[str, float],
-        update_ratios: Mapping[str, float],
-    ) -> None:
-        """Log |gradient| and |update| / |weight| of each parameter, by its name."""
-        norms = {f"updates/gradient_norm/{name}": norm for name, norm in gradient_norms.items()}
-        ratios = {f"updates/update_to_weight/{name}": r for name, r in update_ratios.items()}
-        self._scalars(self._train, epoch, {**norms, **ratios})
+    def last_update(self, epoch: int, update: LastUpdate, *, histograms: bool) -> None:
+        """Log |gradient| and |update| / |weight| of each parameter, by its name.
 
-    def histograms(
-        self, epoch: int, *, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor]
-    ) -> None:
-        """Log how the numbers of each parameter and of its gradient are spread.
-
-        Leaves out a tensor that is empty or holds a number that is not finite in float32.
+        With `histograms`, also how the numbers of each parameter and of its gradient are spread;
+        not of a tensor that is empty or holds a number that is not finite in float32.
         """
-        self._write()
-        tensors = {f"weights/{name}": weight for name, weight in weights.items()}
-        tensors |= {f"weights_gradient/{name}": gradient for name, gradient in gradients.items()}
-        histograms = [_histogram(tag, tensor) for tag, tensor in tensors.items()]
-        summary = Summary(value=[histogram for histogram in histograms if histogram])
-        self._train.file_writer.add_summary(summary, epoch)
+        self._later(self._train, epoch, lambda: _tagged(_lengths(update)))
+        if histograms:
+            self._later(self._train, epoch, lambda: _histograms(update))
+        self._kept += update.nbytes
+        if self._kept > MOST_KEPT:
+            self._write()
 
     def difference(self, epoch: int, *, gradients: float, parameters: float) -> None:
         """Log the largest relative difference between what is computed by hand and by autograd."""
@@ -142,17 +133,21 @@ class RunLogs:
         _scalars(self._val, step, {f"result/{name}": value for name, value in metrics.items()})
 
     def _scalars(self, writer: Writer, step: int, values: Mapping[str, float]) -> None:
+        self._later(writer, step, lambda: _tagged(values))
+
+    def _later(self, writer: Writer, step: int, values: Callable[[], list[Any]]) -> None:
         self._waiting.append((writer, step, time.time(), values))
 
     def _write(self) -> None:
-        """Hand over what waits, in order.
+        """Compute and hand over what waits, in order.
 
-        The writers have threads of their own, which take turns with the training at every event:
-        to hand events over together costs less than half as much.
+        All at once, because this code is slow the first time after an epoch of other code, and
+        because the writers' threads take turns with the training at every event.
         """
         for writer, step, at, values in self._waiting:
-            _scalars(writer, step, values, at)
+            writer.file_writer.add_summary(Summary(value=values()), step, at)
         self._waiting = []
+        self._kept = 0
         self._written_at = time.monotonic()
 
     def flush(self) -> None:
@@ -218,15 +213,29 @@ def _wait_until_names_sort_last(run: Path) -> None:
         time.sleep(0.01)
 
 
-def _scalars(
-    writer: Writer, step: int, values: Mapping[str, float], at: float | None = None
-) -> None:
+def _scalars(writer: Writer, step: int, values: Mapping[str, float]) -> None:
     # One event for all of them costs less than half as much as an add_scalar for each.
-    tagged = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
-    writer.file_writer.add_summary(Summary(value=tagged), step, at)
+    writer.file_writer.add_summary(Summary(value=_tagged(values)), step)
 
 
-def _histogram(tag: str, tensor: Tensor) -> object | None:
+def _tagged(values: Mapping[str, float]) -> list[Any]:
+    return [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+
+
+def _lengths(update: LastUpdate) -> dict[str, float]:
+    norms = {f"updates/gradient_norm/{name}": n for name, n in update.gradient_norms.items()}
+    ratios = {f"updates/update_to_weight/{name}": r for name, r in update.update_ratios.items()}
+    return norms | ratios
+
+
+def _histograms(update: LastUpdate) -> list[Any]:
+    tensors = {f"weights/{name}": weight for name, weight in update.after.items()}
+    tensors |= {f"weights_gradient/{name}": gradient for name, gradient in update.gradients.items()}
+    histograms = [_histogram(tag, tensor) for tag, tensor in tensors.items()]
+    return [histogram for histogram in histograms if histogram]
+
+
+def _histogram(tag: str, tensor: Tensor) -> Any | None:
     """Return the histogram; None if there is no number, or one is not finite in float32."""
     values = tensor.detach().float().cpu().numpy().reshape(-1)
     if values.size == 0 or not np.isfinite(values).all():

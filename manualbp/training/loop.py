@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from time import perf_counter
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,9 +19,8 @@ from manualbp.training.data import Split
 from manualbp.training.early_stopping import EarlyStopping, StopReason
 from manualbp.training.engine import Engine
 from manualbp.training.feed import Feed
+from manualbp.training.last_update import LastUpdate, Weights
 from manualbp.training.objective import Objective
-
-Weights = Mapping[str, Tensor]
 
 
 @dataclass
@@ -36,21 +35,20 @@ class Progress:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What one epoch came to. Norms and ratios are of the epoch's last update, if asked for."""
+    """What one epoch came to, and its last update, if asked for."""
 
     epoch: int
     train: Mapping[str, float]
     val: Mapping[str, float]
     learning_rate: float
-    gradient_norms: Mapping[str, float]
-    update_ratios: Mapping[str, float]
+    last_update: LastUpdate | None
 
 
 class Observer(Protocol):
     """Who follows a run: logs, progress display, checkpoints."""
 
     def wants_details(self, epoch: int) -> bool:
-        """Return whether the norms of gradients and updates are wanted for this epoch."""
+        """Return whether the last update of this epoch is wanted."""
         ...
 
     def after_update(self, trainer: Trainer) -> None:
@@ -138,8 +136,10 @@ class Trainer:
         values |= {f"val_{k}": v for k, v in val.items()}
         if self.stopper.update(epoch, values[self.stopper.monitor]).improved:
             self.best = self.engine.copy_weights()
-        norms, ratios = self._details(before) if details else ({}, {})
-        return EpochReport(epoch, train, val, rates[-1], norms, ratios)
+        last_update = None
+        if details:
+            last_update = LastUpdate(before, self.engine.copy_weights(), self.engine.gradients())
+        return EpochReport(epoch, train, val, rates[-1], last_update)
 
     def plan_epoch(self) -> tuple[Feed, list[float]]:
         """Return the rows of the epoch under way and each update's learning rate; tell the engine.
@@ -196,20 +196,3 @@ class Trainer:
         self.progress = Progress(**{name: snapshot[name] for name in names})
         y: Tensor = snapshot["outputs"]
         self._outputs[: len(y)].copy_(y)
-
-    def _details(self, before: Weights) -> tuple[dict[str, float], dict[str, float]]:
-        """Return |gradient| and |update| / |weight| of the last update, for each parameter."""
-        weights, gradients = self.engine.weights(), self.engine.gradients()
-        olds = [before[name] for name in weights]
-        steps = [weight - old for weight, old in zip(weights.values(), olds, strict=True)]
-        found = lengths([*(gradients[name] for name in weights), *steps, *olds])
-        norms, step, old = found[: len(olds)], found[len(olds) : -len(olds)], found[-len(olds) :]
-        ratios = [s / max(o, 1e-12) for s, o in zip(step, old, strict=True)]
-        return dict(zip(weights, norms, strict=True)), dict(zip(weights, ratios, strict=True))
-
-
-def lengths(tensors: Sequence[Tensor]) -> list[float]:
-    """Return the Euclidean norms, read back in one transfer."""
-    norm = cast(Any, torch.linalg).vector_norm
-    norms = torch.stack([norm(tensor, dtype=torch.float64) for tensor in tensors])
-    return cast(Any, norms).tolist()

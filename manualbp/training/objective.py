@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -50,13 +51,16 @@ class Objective:
 
     def metrics_of(self, *pairs: tuple[Tensor, Tensor]) -> list[dict[str, float]]:
         """Return these for each pair of outputs and targets, read back in one transfer."""
-        loss = self.loss.reduced_by("mean")
         numbers: list[Tensor] = []
         for y, target in pairs:
-            mean, _ = loss.forward(y, target)
+            mean, _ = self._mean_loss.forward(y, target)
             numbers += [mean.double(), self._score(y, target)]
         found: Any = torch.stack(numbers).view(-1, 2)
         return [{"loss": mean, self.score_name: score} for mean, score in found.tolist()]
+
+    @cached_property
+    def _mean_loss(self) -> AnyLoss:
+        return self.loss.reduced_by("mean")
 
     def classes(self, y: Tensor) -> Tensor:
         """Return the class that each row of outputs, or of targets as numbers, stands for."""
@@ -66,8 +70,7 @@ class Objective:
 
     def _score(self, y: Tensor, target: Tensor) -> Tensor:
         if self.task == "classification":
-            right = self.classes(y) == self.labels(target)
-            return right.sum(dtype=torch.float64) / len(right)
+            return (self.classes(y) == self.labels(target)).mean(dtype=torch.float64)
         # R² = 1 - Σ (t - y)² / Σ (t - mean t)², its mean over the outputs
         t, y = target.double(), y.double()
         spread = ((t - t.mean(0)) ** 2).sum(0)

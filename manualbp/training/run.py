@@ -252,13 +252,9 @@ class Run:
         self.logs.epoch(
             epoch, train=report.train, val=report.val, learning_rate=report.learning_rate
         )
-        if report.gradient_norms:
-            self.logs.updates(
-                epoch, gradient_norms=report.gradient_norms, update_ratios=report.update_ratios
-            )
-        if epoch == 1 or epoch % HISTOGRAMS_EVERY == 0:
-            engine = trainer.engine
-            self.logs.histograms(epoch, weights=engine.weights(), gradients=engine.gradients())
+        if report.last_update:
+            histograms = epoch == 1 or epoch % HISTOGRAMS_EVERY == 0
+            self.logs.last_update(epoch, report.last_update, histograms=histograms)
         self._log_differences(epoch)
         self.display.epoch(report, trainer.stopper)
         if monotonic() - self._saved_at >= self.config.checkpoint_seconds:

@@ -77,7 +77,7 @@ def test_there_are_no_escape_codes_unless_at_a_terminal() -> None:
 
 def report(epoch: int) -> EpochReport:
     numbers = {"loss": 0.5 / epoch, "accuracy": 0.25}
-    return EpochReport(epoch, numbers, {**numbers, "loss": 0.75 / epoch}, 0.1, {}, {})
+    return EpochReport(epoch, numbers, {**numbers, "loss": 0.75 / epoch}, 0.1, None)
 
 
 def shown(display: Display) -> None:

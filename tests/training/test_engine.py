@@ -26,6 +26,7 @@ def engine(**settings: Any) -> ManualEngine:
     trained.plan([0.5] * 3)
     data = torch.Generator().manual_seed(1)
     for _ in range(3):
+        trained.watch()
         x = torch.randn(8, 4, dtype=torch.float64, generator=data)
         trained.step(x, torch.randint(0, 3, (8,), generator=data))
     return trained
@@ -57,15 +58,19 @@ def test_frozen_parameters_stay_as_they_are(rule: Optimizer) -> None:
         assert torch.equal(weight, start.named()[name]) == (name == "0.weight")
 
 
-def test_copies_of_weights_stay_as_they_are() -> None:
-    trained = engine()
-    copies = trained.copy_weights()
-    expected = {name: weight.clone() for name, weight in trained.weights().items()}
-    trained.params.flat.fill_(7.0)
-    assert list(copies) == list(expected)
-    assert len(copies) == len(expected)
-    for name, weight in expected.items():
-        assert torch.equal(copies[name], weight)
+@pytest.mark.parametrize("separate", [False, True])
+def test_copies_of_weights_and_gradients_stay_as_they_are(separate: bool) -> None:
+    trained = engine(separate_gradients=separate)
+    for copy in (trained.copy_weights, trained.gradients):
+        copies = copy()
+        expected = {name: tensor.clone() for name, tensor in copy().items()}
+        assert expected["0.weight"].any()
+        for flat in (trained.params.flat, trained.grads.flat):
+            flat.add_(7.0)
+        assert list(copies) == list(expected) == list(trained.weights())
+        assert len(copies) == len(expected)
+        for name, tensor in expected.items():
+            assert torch.equal(copies[name], tensor)
 
 
 def test_small_updates_have_one_thread_and_large_ones_all(monkeypatch: pytest.MonkeyPatch) -> None:

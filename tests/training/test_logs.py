@@ -4,7 +4,7 @@ import io
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from manualbp.errors import UsageError
+from manualbp.training import logs as logs_module
+from manualbp.training.last_update import LastUpdate
 from manualbp.training.logs import RunLogs
 
 # TensorBoard comes without types.
@@ -69,23 +72,32 @@ def picture(run: Path) -> NDArray[np.uint8]:
     return np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))
 
 
+def an_update(
+    weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor] | None = None
+) -> LastUpdate:
+    """Return an update that left the weights as they are."""
+    return LastUpdate(weights, weights, weights if gradients is None else gradients)
+
+
 def log_epoch(logs: RunLogs, epoch: int) -> None:
     """Log all that a run logs in an epoch; the numbers differ by epoch and by tag."""
-    generator = torch.Generator().manual_seed(epoch)
-    weights = {name: torch.randn(20, generator=generator) for name in NAMES}
     logs.epoch(
         epoch,
         train={"loss": 1 / epoch, "accuracy": 1 - 0.9 / epoch},
         val={"loss": 1.1 / epoch, "accuracy": 1 - 1.3 / epoch},
         learning_rate=0.1 / epoch,
     )
-    logs.updates(
-        epoch,
-        gradient_norms={name: i / epoch for i, name in enumerate(NAMES)},
-        update_ratios={name: 1e-3 * i / epoch for i, name in enumerate(NAMES)},
+
+    def tensors(numbers: Callable[[int], list[float]]) -> dict[str, Tensor]:
+        return {name: torch.tensor(numbers(i), dtype=torch.float64) for i, name in enumerate(NAMES)}
+
+    update = LastUpdate(
+        before=tensors(lambda i: [1, 0]),
+        after=tensors(lambda i: [1, 1e-3 * i / epoch]),
+        gradients=tensors(lambda i: [0, -i / epoch]),
     )
+    logs.last_update(epoch, update, histograms=True)
     logs.difference(epoch, gradients=1e-15 * epoch, parameters=1e-16 * epoch)
-    logs.histograms(epoch, weights=weights, gradients={k: -w for k, w in weights.items()})
     logs.flush()
 
 
@@ -148,9 +160,8 @@ def test_the_two_groups_that_tensorboard_opens_are_loss_and_score(
 ) -> None:
     with RunLogs(tmp_path) as logs:
         logs.epoch(1, train={"loss": 1, score: 0}, val={"loss": 1, score: 0}, learning_rate=0.1)
-        logs.updates(1, gradient_norms={"0.bias": 1}, update_ratios={"0.bias": 1})
+        logs.last_update(1, an_update({"0.bias": torch.ones(3)}), histograms=True)
         logs.difference(1, gradients=0, parameters=0)
-        logs.histograms(1, weights={"0.bias": torch.ones(3)}, gradients={"0.bias": torch.ones(3)})
         log_result(logs)
     groups = {tag.split("/")[0] for tags in runs(tmp_path).values() for tag in tags}
     groups.remove("_hparams_")  # has no chart
@@ -173,13 +184,14 @@ def test_histograms_count_every_number_between_smallest_and_largest(
     # bfloat16 holds 1e-9, which float16 does not.
     gradient = (torch.randn(200, 200, generator=torch.Generator().manual_seed(0)) * 1e-9).to(dtype)
     weight = torch.tensor([1.0, 2, 2, 3], dtype=dtype, requires_grad=True)
+    update = an_update({"0.bias": weight}, {"0.bias": gradient})
     with RunLogs(tmp_path) as logs:
-        logs.histograms(5, weights={"0.bias": weight}, gradients={"0.weight": gradient})
+        logs.last_update(5, update, histograms=True)
     bias = histogram(tmp_path, "weights/0.bias")
     # 2 ∛4 = 3.2, so 3 bins of 2/3 each. TensorBoard wants an empty bin to the left of them.
     np.testing.assert_allclose(bias.bucket_limit, [1, 5 / 3, 7 / 3, 3])
     assert bias.bucket == [0, 1, 2, 1]
-    many = histogram(tmp_path, "weights_gradient/0.weight")
+    many = histogram(tmp_path, "weights_gradient/0.bias")
     assert many.min == many.bucket_limit[0] == gradient.float().min()
     assert many.max == many.bucket_limit[-1] == gradient.float().max()
     assert many.num == sum(many.bucket) == gradient.numel()
@@ -201,14 +213,35 @@ def test_no_histogram_of_an_empty_or_not_finite_tensor(tmp_path: Path, values: l
     bad = torch.tensor(values, dtype=torch.float64)
     good = torch.ones(3)
     with RunLogs(tmp_path) as logs:
-        logs.histograms(1, weights={"bad": bad, "good": good}, gradients={"bad": bad})
-    assert read(tmp_path / "train").Tags()["histograms"] == ["weights/good"]
+        logs.last_update(1, an_update({"bad": bad}, {"bad": bad}), histograms=True)
+        logs.last_update(2, an_update({"good": good}), histograms=True)
+    tags = read(tmp_path / "train").Tags()["histograms"]
+    assert tags == ["weights/good", "weights_gradient/good"]
+
+
+def test_large_updates_do_not_wait_to_be_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs_module, "MOST_KEPT", 3 * 4 * 10)  # three tensors of ten numbers
+    drawn: list[int] = []
+
+    class Update(LastUpdate):
+        @property
+        def gradient_norms(self) -> dict[str, float]:
+            drawn.append(1)
+            return super().gradient_norms
+
+    weights = {"0.bias": torch.ones(5)}
+    with RunLogs(tmp_path) as logs:
+        for epoch, expected in enumerate([0, 0, 3, 3, 3, 6], 1):
+            logs.last_update(epoch, Update(weights, weights, weights), histograms=False)
+            assert len(drawn) == expected
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -1e17, 1e38])
 def test_histogram_of_equal_numbers(tmp_path: Path, value: float) -> None:
     with RunLogs(tmp_path) as logs:
-        logs.histograms(1, weights={"0.bias": torch.full((7,), value)}, gradients={})
+        logs.last_update(1, an_update({"0.bias": torch.full((7,), value)}), histograms=True)
     bias = histogram(tmp_path, "weights/0.bias")
     assert bias.num == sum(bias.bucket) == 7
     assert {bias.min, bias.max, *bias.bucket_limit} == {np.float32(value)}

@@ -245,10 +245,11 @@ def test_the_curves_are_those_of_the_trainer(
     rates = [report.learning_rate for report in reports.epochs]
     expected["updates/learning_rate"] = series(rates)
     logged = [1, 5, 10][: 1 + epochs // 5]
+    updates = [report.last_update for report in reports.epochs if report.last_update]
     for weight in WEIGHTS:
-        norms = series([report.gradient_norms[weight] for report in reports.epochs])
+        norms = series([update.gradient_norms[weight] for update in updates])
         expected[f"updates/gradient_norm/{weight}"] = [norms[e - 1] for e in logged]
-        ratios = series([report.update_ratios[weight] for report in reports.epochs])
+        ratios = series([update.update_ratios[weight] for update in updates])
         expected[f"updates/update_to_weight/{weight}"] = [ratios[e - 1] for e in logged]
     assert train == expected
     # The result stands one step after the last epoch.
