@@ -173,9 +173,10 @@ class CrossEntropyOfProbabilities(Loss[SavedProbabilities]):
 
 
 class SavedCrossEntropy(NamedTuple):
-    """What the cross-entropy keeps; p in the shape of the logits."""
+    """What the cross-entropy keeps: p = exps / sums, in the shape of the logits, and q."""
 
-    p: Tensor  # posterior probabilities, softmax(x)
+    exps: Tensor  # e^x, with the largest x of each example subtracted first
+    sums: Tensor  # Σ_j e^x[n,j], with 1 for the axis of classes
     q: Tensor | float  # what the log-probabilities have for weights in E: of all classes, or of
     # `labels`; 1.0 where all examples count alike
     labels: Tensor | None  # the class of each example, where q is 0 for all others
@@ -221,11 +222,12 @@ class CrossEntropyLoss(Loss[SavedCrossEntropy]):
         q, labels, mass, total = self._q(y, target, axis)
         of_q = x if labels is None else x.gather(axis, labels)
         log_p = of_q - sums.log()  # not log(p), which is -inf where p is too small for a number
-        E = -scaled(log_p, q).sum() / total
-        return E, SavedCrossEntropy(exps / sums, q, labels, mass, total)
+        E = scaled(log_p, q).sum() / -total
+        return E, SavedCrossEntropy(exps, sums, q, labels, mass, total)
 
     def backward(self, saved: SavedCrossEntropy, dE: Tensor | float = 1.0) -> Tensor:
-        p, q, labels, mass, total = saved
+        exps, sums, q, labels, mass, total = saved
+        p = exps / sums
         # E = -1/M Σ_n Σ_k q[n,k] log p[n,k]
         scale = dE / total
         if isinstance(total, Tensor):
@@ -235,7 +237,7 @@ class CrossEntropyLoss(Loss[SavedCrossEntropy]):
         if labels is None:
             return scaled(p - q, scale)
         minus_q = -q if isinstance(q, Tensor) else p.new_full(labels.shape, -q)
-        return scaled(p.scatter_add(class_axis(p), labels, minus_q), scale)
+        return scaled(p.scatter_add_(class_axis(p), labels, minus_q), scale)
 
     def _q(
         self, y: Tensor, target: Tensor, axis: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -54,9 +54,10 @@ class Objective:
         numbers: list[Tensor] = []
         for y, target in pairs:
             mean, _ = self._mean_loss.forward(y, target)
-            numbers += [mean.double(), self._score(y, target)]
-        found: Any = torch.stack(numbers).view(-1, 2)
-        return [{"loss": mean, self.score_name: score} for mean, score in found.tolist()]
+            numbers += [mean, self._score(y, target)]
+        found: list[float] = cast(Any, torch.stack(numbers)).tolist()
+        both = zip(found[::2], found[1::2], strict=True)
+        return [{"loss": mean, self.score_name: score} for mean, score in both]
 
     @cached_property
     def _mean_loss(self) -> AnyLoss:
