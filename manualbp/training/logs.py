@@ -61,7 +61,7 @@ class RunLogs:
         # purge_step also in a first file, where there is nothing to hide: one of TensorBoard's two
         # readers, that of --load_fast=false, takes the first purge_step it meets for a run's start.
         hidden_from = self._last_epoch + 1 if self._last_epoch else 0
-        self._waiting: list[tuple[Writer, int, float, Callable[[], list[Any]]]] = []
+        self._waiting: list[tuple[Writer, Callable[[], list[Any]], int, float]] = []
         self._kept = 0  # bytes that wait with them
         self._written_at = time.monotonic()
         self._train: Writer = _writer(run / "train", hidden_from)
@@ -136,16 +136,17 @@ class RunLogs:
         self._later(writer, step, lambda: _tagged(values))
 
     def _later(self, writer: Writer, step: int, values: Callable[[], list[Any]]) -> None:
-        self._waiting.append((writer, step, time.time(), values))
+        self._waiting.append((writer, values, step, time.time()))
 
     def _write(self) -> None:
-        """Compute and hand over what waits, in order.
+        """Compute all that waits, then hand it over, in order.
 
-        All at once, because this code is slow the first time after an epoch of other code, and
-        because the writers' threads take turns with the training at every event.
+        Together, because this code is slow the first time after an epoch of other code, and because
+        the writers' threads take turns with whatever else runs, from the first event to the last.
         """
-        for writer, step, at, values in self._waiting:
-            writer.file_writer.add_summary(Summary(value=values()), step, at)
+        ready = [(writer, Summary(value=values()), *at) for writer, values, *at in self._waiting]
+        for writer, summary, step, at in ready:
+            writer.file_writer.add_summary(summary, step, at)
         self._waiting = []
         self._kept = 0
         self._written_at = time.monotonic()
