@@ -108,7 +108,7 @@ def machine_code(graph: GraphModule, inputs: list[Tensor]) -> Run:
     exported = cast(Any, torch.export.export(graph, tuple(inputs)))
     # torch warns of calls between its own parts.
     with warnings.catch_warnings(category=FutureWarning, action="ignore"):
-        package = compiler.aoti_compile_and_package(exported.run_decompositions(_small_products()))
+        package = compiler.aoti_compile_and_package(exported.run_decompositions(_products()))
         model = compiler.aoti_load_package(package)
     # `model(...)` does the same, but first works out the structure of its arguments: 30 µs.
     return model.loader.run
@@ -119,8 +119,13 @@ SMALL = 64
 """
 
 
-def _small_products() -> dict[Any, Any]:
-    """Return how products of small matrices become sums that are fused with what comes next."""
+def _products() -> dict[Any, Any]:
+    """Return how products of matrices become operations that are fused with what comes next.
+
+    A small product becomes a sum. A product that is added to something becomes the product alone;
+    the library would first copy the other summand to where the result goes. The product lies as the
+    other summand does, so that none of them is read across: gradients of weights lie transposed.
+    """
 
     def product(a: Tensor, b: Tensor) -> Tensor:
         if a.ndim != 2 or b.ndim != 2 or a.shape[0] * a.shape[1] * b.shape[1] > SMALL:
@@ -128,8 +133,8 @@ def _small_products() -> dict[Any, Any]:
         return (a[:, :, None] * b[None]).sum(1)
 
     def added(c: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-        ab = product(a, b)
-        return ab if ab is NotImplemented else beta * c + alpha * ab
+        transposed = c.ndim == 2 and c.stride(0) == 1 < c.stride(1)
+        return beta * c + alpha * ((b.T @ a.T).T if transposed else a @ b)
 
     aten = cast(Any, torch.ops).aten
     return {aten.matmul.default: product, aten.mm.default: product, aten.addmm.default: added}
