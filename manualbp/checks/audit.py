@@ -72,7 +72,7 @@ ALLOWED_OPERATIONS: Mapping[str, frozenset[str]] = {
         {"erf", "exp", "expm1", "log", "log1p", "sigmoid", "sqrt", "tanh"}
     ),
     "sums, running sums and the largest of several numbers": frozenset(
-        {"amax", "cumsum", "scatter_add", "sum"}
+        {"amax", "cumsum", "scatter_add_", "sum"}
     ),
     "products of matrices and vectors": frozenset(
         {"addmm", "addmm_", "addmv_", "bmm", "dot", "mm"}
