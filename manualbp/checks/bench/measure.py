@@ -59,7 +59,11 @@ class Quartiles:
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured for one workload. Ratios are of medians.
+    """What was measured for one workload.
+
+    A ratio is the median, over the rounds, of one variant's time over another's in the same round:
+    on a machine that others use too, both are slowed down alike. Medians of each could be of
+    different rounds, one quiet and one not.
 
     By hand is what `train` does, the whole batch at once or in parts, as autograd is torch.optim's
     default, foreach or fused: the faster counts for time. For memory it is the leaner that is no
@@ -71,7 +75,8 @@ class Result:
     dtype: str
     device: str
     rounds: int
-    microseconds_per_step: Mapping[str, Quartiles]
+    times: Mapping[str, Sequence[float]]
+    """Microseconds per step of each variant, one number a round."""
     unavailable: Mapping[str, str]
     memory_bytes: Mapping[str, Memory]
     saved_bytes: Mapping[str, int]
@@ -81,21 +86,28 @@ class Result:
     @property
     def slowed_down(self) -> float:
         """Return how many times as long autograd's step takes as with one thread."""
-        return self.median("autograd_default") / self.one_thread if self.one_thread else 1.0
+        if not self.one_thread:
+            return 1.0
+        return self.microseconds_per_step["autograd_default"].median / self.one_thread
 
     @property
     def hindered(self) -> bool:
         """Return whether the threads wait for a core, so that the times say nothing."""
         return self.slowed_down > HINDERED
 
-    def median(self, variant: str) -> float:
-        """Return the median of a variant in microseconds."""
-        return self.microseconds_per_step[variant].median
+    @property
+    def microseconds_per_step(self) -> dict[str, Quartiles]:
+        """Return the quartiles of each variant's times."""
+        return {name: quartiles(times) for name, times in self.times.items()}
+
+    def over(self, variant: str, other: str) -> float:
+        """Return time(variant) / time(other)."""
+        return float(np.median(np.divide(self.times[variant], self.times[other])))
 
     def best(self, variants: Iterable[str]) -> str | None:
         """Return the fastest of those variants that were timed."""
-        timed = [name for name in variants if name in self.microseconds_per_step]
-        return min(timed, key=self.median, default=None)
+        timed = [name for name in variants if name in self.times]
+        return min(timed, key=lambda name: self.over(name, "manual"), default=None)
 
     @property
     def by_hand(self) -> str:
@@ -105,41 +117,44 @@ class Result:
     @property
     def ratio(self) -> float:
         """Return time(eager autograd's best) / time(by hand)."""
-        return self._over_by_hand(self.best(EAGER_AUTOGRAD)) or 0.0
+        return self._of_bests(EAGER_AUTOGRAD, BY_HAND) or 0.0
 
     @property
     def compiled_ratio(self) -> float | None:
         """Return time(eager autograd's best) / time(by hand, compiled); None where it was not."""
-        autograd, compiled = self.best(EAGER_AUTOGRAD), self.best(["manual_compiled"])
-        return self.median(autograd) / self.median(compiled) if autograd and compiled else None
+        return self._of_bests(EAGER_AUTOGRAD, ["manual_compiled"])
 
     @property
     def ratio_to_compile(self) -> float | None:
         """Return time(compiled autograd's best) / time(by hand); None where nothing compiled."""
-        return self._over_by_hand(self.best(COMPILED_AUTOGRAD))
+        return self._of_bests(COMPILED_AUTOGRAD, BY_HAND)
 
     @property
     def ratio_to_floor(self) -> float:
         """Return time(by hand) / time(only the matrix products)."""
-        return self.median(self.by_hand) / self.median("floor")
+        return self.over(self.by_hand, "floor")
 
     @property
     def memory_ratio(self) -> float:
         """Return memory(by hand) / memory(eager autograd's leanest), live and step together."""
-        limit = self.median(self.best(EAGER_AUTOGRAD) or self.by_hand)
+        autograd = self.best(EAGER_AUTOGRAD) or self.by_hand
         ours = [name for name in BY_HAND if name in self.memory_bytes]
-        fast = [name for name in ours if self.median(name) <= limit] or [self.by_hand]
+        fast = [name for name in ours if self.over(name, autograd) <= 1] or [self.by_hand]
         return self._leanest(fast) / self._leanest(EAGER_AUTOGRAD)
 
     def _leanest(self, variants: Iterable[str]) -> int:
         return min(self.memory_bytes[n].total for n in variants if n in self.memory_bytes)
 
-    def _over_by_hand(self, variant: str | None) -> float | None:
-        return self.median(variant) / self.median(self.by_hand) if variant else None
+    def _of_bests(self, variants: Iterable[str], others: Iterable[str]) -> float | None:
+        best, other = self.best(variants), self.best(others)
+        return self.over(best, other) if best and other else None
 
     def as_json(self) -> dict[str, Any]:
-        """Return all of it, ratios and versions too."""
-        return asdict(self) | {
+        """Return all of it, ratios and versions too; of the times, the quartiles."""
+        times = {name: asdict(found) for name, found in self.microseconds_per_step.items()}
+        measured = {name: value for name, value in asdict(self).items() if name != "times"}
+        return measured | {
+            "microseconds_per_step": times,
             "best_autograd": self.best(EAGER_AUTOGRAD),
             "best_by_hand": self.by_hand,
             "ratio": self.ratio,
@@ -196,7 +211,7 @@ def measure_workload(
             dtype=str(dtype).removeprefix("torch."),
             device=device.type,
             rounds=rounds,
-            microseconds_per_step=times,
+            times=times,
             unavailable=out,
             memory_bytes=memory,
             saved_bytes={
@@ -283,8 +298,8 @@ def time_rounds(
     rounds: int,
     unavailable: dict[str, str],
     progress: Progress,
-) -> dict[str, Quartiles]:
-    """Return the time of a step of each variant, measured in turn, a few milliseconds each.
+) -> dict[str, list[float]]:
+    """Return the times of a step of each variant, measured in turn, a few milliseconds each.
 
     A round has every variant once, in an order drawn anew, so that a machine that slows down for a
     while, or a cache that another variant has emptied, falls on all of them alike.
@@ -302,7 +317,7 @@ def time_rounds(
             progress(f"round {number} of {rounds}")
             for name in order.sample(list(timers), len(timers)):
                 timers[name].round()
-    return {name: timer.quartiles() for name, timer in timers.items()}
+    return {name: timer.times for name, timer in timers.items()}
 
 
 def time_with_one_thread(problem: Problem) -> float:
@@ -311,7 +326,7 @@ def time_with_one_thread(problem: Problem) -> float:
         timer = Timer(BUILDERS["autograd_default"](problem), problem)
         for _ in range(3):
             timer.round()
-        return timer.quartiles().median
+        return quartiles(timer.times).median
 
 
 class Timer:
@@ -356,10 +371,11 @@ class Timer:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def quartiles(self) -> Quartiles:
-        """Return the quartiles of the rounds."""
-        median, q1, q3 = np.quantile(self.times, [0.5, 0.25, 0.75])
-        return Quartiles(float(median), float(q1), float(q3))
+
+def quartiles(times: Sequence[float]) -> Quartiles:
+    """Return the quartiles of the rounds."""
+    median, q1, q3 = np.quantile(times, [0.5, 0.25, 0.75])
+    return Quartiles(float(median), float(q1), float(q3))
 
 
 def _memory(name: str, problem: Problem) -> Memory:

@@ -55,10 +55,11 @@ def print_results(console: Console, results: Sequence[Result]) -> None:
         console.print()
     console.print(_summary(results))
     console.print(
-        "Microseconds per step: medians, in the tables above with quartiles. Autograd is\n"
-        "eager torch.nn with torch.optim at its best of default, foreach and fused;\n"
-        "ratio is its time over that by hand, recorded and not compiled. Floor: how many\n"
-        "times as long as its matrix products alone. Memory: what is alive between two\n"
+        "Microseconds per step: medians, in the tables above with quartiles. Ratios are\n"
+        "medians too, of the ratio in each round. Autograd is eager torch.nn with\n"
+        "torch.optim at its best of default, foreach and fused; ratio is its time over\n"
+        "that by hand, recorded and not compiled. Floor: how many times as long as its\n"
+        "matrix products alone. Memory: what is alive between two\n"
         "steps plus the most that a step makes, by hand / by autograd. Where by hand is\n"
         "measured in parts of the batch too, the faster counts for time, and for memory\n"
         "the leaner that is no slower than autograd. Of several threads by hand uses\n"
@@ -76,15 +77,16 @@ def _variants(result: Result) -> Table:
     table.add_column("variant", no_wrap=True)
     for name in ("median µs", "quartiles µs", "× by hand", "memory bytes"):
         table.add_column(name, justify="right", no_wrap=True)
+    found = result.microseconds_per_step
     for name, label in LABELS.items():
-        if name in result.microseconds_per_step:
-            times = result.microseconds_per_step[name]
+        if name in found:
+            times = found[name]
             memory = result.memory_bytes.get(name)
             table.add_row(
                 label,
                 _microseconds(times.median),
                 f"{_microseconds(times.q1)} - {_microseconds(times.q3)}",
-                f"{times.median / result.median(result.by_hand):.2f}",
+                f"{result.over(name, result.by_hand):.2f}",
                 "" if memory is None else f"{memory.total:,}",
             )
     return table
@@ -105,13 +107,14 @@ def _summary(results: Sequence[Result]) -> Table:
         table.add_column(name, justify="right", no_wrap=True, vertical="bottom")
     for result in results:
         best = cast(str, result.best(EAGER_AUTOGRAD))
+        times = {name: _microseconds(t.median) for name, t in result.microseconds_per_step.items()}
         table.add_row(
             result.workload,
-            _microseconds(result.median(result.by_hand)),
-            f"{best.removeprefix('autograd_')} {_microseconds(result.median(best))}",
+            times[result.by_hand],
+            f"{best.removeprefix('autograd_')} {times[best]}",
             f"[bold]{result.ratio:.2f}[/bold]",
             *(
-                _microseconds(result.median(name)) if name else "-"
+                times[name] if name else "-"
                 for name in (result.best(["manual_compiled"]), result.best(COMPILED_AUTOGRAD))
             ),
             f"{result.ratio_to_floor:.2f}",
@@ -137,8 +140,9 @@ def _draw(results: Sequence[Result]) -> Figure:
     figure = Figure(figsize=(5.2 * columns, 2.6 * rows), dpi=100, layout="constrained")
     for index, result in enumerate(results):
         axes = cast(Any, figure.add_subplot(rows, columns, index + 1))
-        names = [name for name in LABELS if name in result.microseconds_per_step]
-        times = [result.microseconds_per_step[name] for name in names]
+        found = result.microseconds_per_step
+        names = [name for name in LABELS if name in found]
+        times = [found[name] for name in names]
         medians = [time.median for time in times]
         reach = [[t.median - t.q1 for t in times], [t.q3 - t.median for t in times]]
         colors = [COLORS.get(name, "C1") for name in names]
