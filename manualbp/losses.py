@@ -173,7 +173,7 @@ class CrossEntropyOfProbabilities(Loss[SavedProbabilities]):
 
 
 class SavedCrossEntropy(NamedTuple):
-    """What the cross-entropy keeps: p = exps / sums, in the shape of the logits, and q."""
+    """What the cross-entropy keeps; exps in the shape of the logits."""
 
     exps: Tensor  # e^x, with the largest x of each example subtracted first
     sums: Tensor  # Σ_j e^x[n,j], with 1 for the axis of classes
@@ -182,6 +182,11 @@ class SavedCrossEntropy(NamedTuple):
     labels: Tensor | None  # the class of each example, where q is 0 for all others
     mass: Tensor | None  # Σ_k q[n,k], with 1 for the axis of classes; None where it is 1 throughout
     total: Tensor | float  # M, what the sum is divided by
+
+    @property
+    def p(self) -> Tensor:
+        """Return the posterior probabilities, softmax(x)."""
+        return self.exps / self.sums
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,8 +231,8 @@ class CrossEntropyLoss(Loss[SavedCrossEntropy]):
         return E, SavedCrossEntropy(exps, sums, q, labels, mass, total)
 
     def backward(self, saved: SavedCrossEntropy, dE: Tensor | float = 1.0) -> Tensor:
-        exps, sums, q, labels, mass, total = saved
-        p = exps / sums
+        _, _, q, labels, mass, total = saved
+        p = saved.p
         # E = -1/M Σ_n Σ_k q[n,k] log p[n,k]
         scale = dE / total
         if isinstance(total, Tensor):
