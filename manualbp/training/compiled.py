@@ -2,7 +2,7 @@
 
 What torch.compile returns asks at each call whether all that it saw in Python still holds. For a
 small network that takes several times as long as the program. A step that depends on tensors only
-needs none of it, only a program of its own for each combination of argument shapes.
+needs none of it, as long as its arguments have the shapes of the first call.
 """
 
 from __future__ import annotations
@@ -16,47 +16,51 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from manualbp.errors import UsageError
-from manualbp.recording import MOST_SHAPES, Step, form
+from manualbp.recording import Step, form
 
 Run = Callable[[list[Tensor]], Sequence[Tensor]]
 
 
 class Compiled:
-    """`step`, compiled at the first call for each combination of argument shapes.
+    """`step`, compiled at the first call; arguments of other shapes than its go to `others`.
 
-    Tensors that the step reaches by itself are changed in place. No two of them may share memory,
-    because the program takes each for independent of the others: ValueError where they do.
+    To compile takes a third of a minute, so that is done for the usual batch only, and not for the
+    last of an epoch, which may be smaller. Tensors that the step reaches by itself are changed in
+    place. No two of them may share memory, because the program takes each for independent of the
+    others: ValueError where they do.
     """
 
-    def __init__(self, step: Step) -> None:
-        self.step = step
-        self._programs: dict[tuple[Any, ...], Program] = {}
+    def __init__(self, step: Step, others: Step) -> None:
+        self._step = step
+        self._others = others
+        self._form: tuple[Any, ...] = ()
+        self._program: Program | None = None
 
     def __call__(self, *arguments: Tensor) -> Tensor:
         """Do what `step` does."""
-        key = form(arguments)
-        program = self._programs.get(key)
-        if program is not None:
-            return program(arguments)
-        with torch.inference_mode(False), torch.no_grad():
-            if len(self._programs) == MOST_SHAPES:
-                return self.step(*arguments)
-            return self._first(key, arguments)
+        if self._program is None:
+            self._form = form(arguments)
+            with torch.inference_mode(False), torch.no_grad():
+                return self._first(arguments)
+        if form(arguments) == self._form:
+            return self._program(arguments)
+        return self._others(*arguments)
 
-    def _first(self, key: tuple[Any, ...], arguments: Sequence[Tensor]) -> Tensor:
+    def _first(self, arguments: Sequence[Tensor]) -> Tensor:
         """Let torch.compile trace the step, keep the program, and return its first result."""
         own = [a.clone(memory_format=torch.contiguous_format) for a in arguments]
 
         def backend(graph: GraphModule, examples: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
             def run(*inputs: Tensor) -> Sequence[Tensor]:
-                program = self._programs[key] = Program(graph, inputs, own)
-                return [program(own)]
+                self._program = Program(graph, inputs, own)
+                return [self._program(own)]
 
             return run
 
-        traced = cast(Any, torch).compile(self.step, fullgraph=True, dynamic=False, backend=backend)
+        compiler = cast(Any, torch).compile
+        traced = compiler(self._step, fullgraph=True, dynamic=False, backend=backend)
         result = traced(*own)
-        torch.compiler.reset()  # torch keeps eight traces at most, and these have done their work
+        torch.compiler.reset()  # torch keeps eight traces at most, and this has done its work
         return result
 
 

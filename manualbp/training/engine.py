@@ -92,7 +92,8 @@ class Copies(Mapping[str, Tensor]):
 
 class ManualEngine:
     """Every pass by hand. The step is recorded and replayed (`recorded`), or passed as one program
-    through torch.compile (`compiled`, which cannot draw dropout masks), or else run as it stands.
+    through torch.compile (`compiled`, which cannot draw dropout masks; batches of another size than
+    the first are recorded), or else run as it stands.
 
     Where update rule and step allow it, the backward pass adds straight into the momentum, and the
     gradients by themselves are known only after `watch`; not so with `separate_gradients`.
@@ -126,9 +127,11 @@ class ManualEngine:
         self._row: Tensor | None = None
         numbers = len(step.optimizer.coefficients(1, step.optimizer.lr))
         self._coefficients = params.flat.new_zeros(numbers)
-        update = self._plain_update
-        self._update = Compiled(self._flat_update) if compiled else _execution(update, recorded)
-        self._predict = _execution(self._plain_predict, recorded or compiled)
+        recorded = recorded or compiled
+        self._update = _execution(self._plain_update, recorded)
+        if compiled:
+            self._update = Compiled(self._flat_update, others=self._update)
+        self._predict = _execution(self._plain_predict, recorded)
 
     def plan(self, rates: Sequence[float]) -> None:
         """Compute the coefficients of the coming updates and bring them to the device at once."""
