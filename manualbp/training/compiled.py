@@ -24,7 +24,7 @@ Run = Callable[[list[Tensor]], Sequence[Tensor]]
 class Compiled:
     """`step`, compiled at the first call; arguments of other shapes than its go to `others`.
 
-    To compile takes a third of a minute, so that is done for the usual batch only, and not for the
+    To compile takes half a minute, so that is done for the usual batch only, and not for the
     last of an epoch, which may be smaller. Tensors that the step reaches by itself are changed in
     place. No two of them may share memory, because the program takes each for independent of the
     others: ValueError where they do.

@@ -59,11 +59,11 @@ def print_results(console: Console, results: Sequence[Result]) -> None:
         "medians too, of the ratio in each round. Autograd is eager torch.nn with\n"
         "torch.optim at its best of default, foreach and fused; ratio is its time over\n"
         "that by hand, recorded and not compiled. Floor: how many times as long as its\n"
-        "matrix products alone. Memory: what is alive between two\n"
-        "steps plus the most that a step makes, by hand / by autograd. Where by hand is\n"
-        "measured in parts of the batch too, the faster counts for time, and for memory\n"
-        "the leaner that is no slower than autograd. Of several threads by hand uses\n"
-        "one where a step is too small to be shared, as train does.\n"
+        "matrix products alone. Memory: what is alive between two steps plus the most\n"
+        "that a step makes, by hand / by autograd. Where by hand is measured in parts of\n"
+        "the batch too, the faster counts for time, and for memory the leaner that is no\n"
+        "slower than autograd. Of several threads by hand uses one where a step is too\n"
+        "small to be shared, as train does.\n"
         "Before the timing all variants agreed over 7 steps in float64, relative error\n"
         "at most 1e-9. Denormal numbers count as zero in all of them.",
         style="dim",
