@@ -219,6 +219,15 @@ def test_no_histogram_of_an_empty_or_not_finite_tensor(tmp_path: Path, values: l
     assert tags == ["weights/good", "weights_gradient/good"]
 
 
+def test_epochs_that_wait_are_written_in_order(tmp_path: Path) -> None:
+    with RunLogs(tmp_path) as logs:
+        for epoch in (1, 2, 3):
+            logs.epoch(epoch, train={"loss": epoch}, val={"loss": epoch}, learning_rate=0.1)
+        assert "loss" not in scalars(tmp_path / "train")
+    for split in ("train", "val"):
+        assert scalars(tmp_path / split)["loss"] == [(1, 1), (2, 2), (3, 3)]
+
+
 def test_large_updates_do_not_wait_to_be_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
