@@ -119,10 +119,9 @@ class AutogradEngine:
 
     def gradients(self) -> Mapping[str, Tensor]:
         """Return copies of the last update's gradients."""
-        grads = {name: weight.grad for name, weight in self.named.items()}
         return {
-            name: torch.zeros_like(self.named[name]) if grad is None else grad.clone()
-            for name, grad in grads.items()
+            name: torch.zeros_like(weight) if weight.grad is None else weight.grad.clone()
+            for name, weight in self.named.items()
         }
 
     def load_weights(self, state: Mapping[str, Tensor]) -> None:
