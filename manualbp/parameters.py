@@ -25,6 +25,10 @@ vector loads and tensor cores ask for. The gaps hold zeros, whose gradient and u
 A matrix (O, I) lies there column by column, as (I, O): a forward pass multiplies by W.T, and small
 products run up to twice as fast over rows that lie in one piece. To everyone else it is (O, I)."""
 
+NARROW = 16
+"""A matrix of fewer outputs lies row by row: the product that adds up its gradient would take two to
+three times as long over columns so short."""
+
 
 class Views:
     """The tensors of one layer by attribute, the views of its sub-layers by item.
@@ -156,8 +160,8 @@ def _views(shapes: Shapes, flat: Tensor, start: int) -> tuple[Views, int]:
 
 
 def _strides(shape: Shape) -> Shape:
-    """Return the step in memory along each axis: the last but one runs through a column."""
-    if len(shape) < 2:
-        return (1,) * len(shape)
-    outer = [prod(shape[i:]) for i in range(1, len(shape) - 1)]
-    return (*outer, 1, shape[-2])
+    """Return the step in memory along each axis, the last two in the order that suits a matrix."""
+    rows_first = tuple(prod(shape[i:]) for i in range(1, len(shape) + 1))
+    if len(shape) < 2 or shape[-2] < NARROW:
+        return rows_first
+    return (*rows_first[:-2], 1, shape[-2])

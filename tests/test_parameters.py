@@ -52,6 +52,13 @@ def test_the_gaps_between_parameters_hold_zeros(params):
     assert (params.flat == 0).all()
 
 
+@pytest.mark.parametrize(("outputs", "rows_first"), [(15, True), (16, False)])
+def test_a_matrix_lies_by_columns_unless_it_has_few_outputs(outputs, rows_first):
+    weight = Linear(20, outputs).parameters().named()["weight"]
+    assert weight.is_contiguous() == rows_first
+    assert weight.T.is_contiguous() != rows_first
+
+
 def test_an_unknown_parameter_is_named_with_those_there_are(params):
     with pytest.raises(
         AttributeError, match="no parameter 'weights' here; there are: weight, bias"

@@ -62,10 +62,10 @@ class Linear(Layer[SavedInput]):
     ) -> None:
         rows, dy_rows = saved.x.reshape(-1, self.in_features), dy.reshape(-1, self.out_features)
         # y[n,o] = Σ_i W[o,i] x[n,i] + b[o]
-        add_product(grads.weight, dy_rows.T, rows)  # ∂E/∂W[o,i] += Σ_n dy[n,o] x[n,i]
-        if self.bias:
+        if self.bias:  # first, while dy is in the cache
             # ∂E/∂b[o] += Σ_n dy[n,o] · 1, as one product that adds where the gradient belongs
             add_product(grads.bias, dy_rows.T, dy_rows.new_ones(len(dy_rows)))
+        add_product(grads.weight, dy_rows.T, rows)  # ∂E/∂W[o,i] += Σ_n dy[n,o] x[n,i]
 
 
 class SavedMaxout(NamedTuple):
