@@ -26,8 +26,8 @@ A matrix (O, I) lies there column by column, as (I, O): a forward pass multiplie
 products run up to twice as fast over rows that lie in one piece. To everyone else it is (O, I)."""
 
 NARROW = 16
-"""A matrix of fewer outputs lies row by row: the product that adds up its gradient would take two to
-three times as long over columns so short."""
+"""A matrix of fewer outputs lies row by row: the product that adds up its gradient would take two
+to three times as long over columns so short."""
 
 
 class Views:
