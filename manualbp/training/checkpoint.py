@@ -18,7 +18,7 @@ from torch import Tensor
 
 from manualbp.errors import UsageError
 
-FORMAT = "manualbp checkpoint 1"
+FORMAT = "manualbp checkpoint 2"
 """Stands under "format" in every checkpoint; another number where older programs cannot read it."""
 
 

@@ -209,15 +209,18 @@ class ManualEngine:
     def memory(self) -> dict[str, Any]:
         """Return a copy of the optimiser's tensors, the count of updates and the masks' state."""
         return {
-            "state": {name: tensor.clone() for name, tensor in self.state.items()},
+            "state": {
+                name: Copies(self.params.shapes, flat.clone()) for name, flat in self.state.items()
+            },
             "steps": self.steps,
             "random": random_state({"masks": self.generator}),
         }
 
     def load_memory(self, memory: Mapping[str, Any]) -> None:
         """Take such a copy back."""
-        for name, tensor in self.state.items():
-            tensor.copy_(memory["state"][name])
+        for name, flat in self.state.items():
+            # By the parameters' names, because where they lie may change with the program.
+            Parameters(self.params.shapes, flat).load_state_dict(memory["state"][name])
         self.steps = memory["steps"]
         restore_random_state({"masks": self.generator}, memory["random"])
 

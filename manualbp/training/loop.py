@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -164,10 +164,7 @@ class Trainer:
 
     def snapshot(self) -> dict[str, Any]:
         """Return a copy of all that the next updates depend on, as a checkpoint holds it."""
-        state = self._state()
-        for name in ("weights", "best"):
-            state[name] = dict(state[name])
-        return state
+        return _plain(self._state())
 
     def _state(self) -> dict[str, Any]:
         progress = self.progress
@@ -196,3 +193,11 @@ class Trainer:
         self.progress = Progress(**{name: snapshot[name] for name in names})
         y: Tensor = snapshot["outputs"]
         self._outputs[: len(y)].copy_(y)
+
+
+def _plain(tree: Any) -> Any:
+    """Return the same with dicts for all mappings."""
+    if isinstance(tree, Mapping):
+        branches = cast("Mapping[Any, Any]", tree)
+        return {name: _plain(branch) for name, branch in branches.items()}
+    return tree

@@ -411,10 +411,10 @@ def test_a_file_of_torch_but_not_ours(tmp_path: Path, content: object) -> None:
 
 def test_another_format_is_named(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
-    torch.save({"format": "manualbp checkpoint 2"}, path)
+    torch.save({"format": "manualbp checkpoint 1"}, path)
     assert refusal(path) == (
-        f"{path} has the format 'manualbp checkpoint 2', "
-        "and this program reads 'manualbp checkpoint 1'"
+        f"{path} has the format 'manualbp checkpoint 1', "
+        "and this program reads 'manualbp checkpoint 2'"
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from manualbp.layers import Linear, Sequential, Tanh
 from manualbp.losses import CrossEntropyLoss
 from manualbp.optimizers import SGD, AdamW, LookAheadNesterov, Optimizer
+from manualbp.parameters import Parameters
 from manualbp.training.engine import WORTH_SHARING, ManualEngine, threads_for
 from manualbp.training.step import TrainingStep
 
@@ -71,6 +72,29 @@ def test_copies_of_weights_and_gradients_stay_as_they_are(separate: bool) -> Non
         assert len(copies) == len(expected)
         for name, tensor in expected.items():
             assert torch.equal(copies[name], tensor)
+
+
+def test_memory_is_kept_by_parameter_whatever_its_place_in_the_flat_tensor() -> None:
+    trained, other = engine(rule=AdamW()), engine(rule=AdamW(lr=0.1))
+    memory = trained.memory()
+    expected = {
+        name: {
+            of: state.clone(memory_format=torch.contiguous_format)
+            for of, state in Parameters(MODEL.shapes(), flat).named().items()
+        }
+        for name, flat in trained.state.items()
+    }
+    assert expected["exp_avg"]["2.weight"].any()
+    assert memory["state"].keys() == expected.keys()
+    for name, state in expected.items():
+        for of, tensor in state.items():
+            assert torch.equal(memory["state"][name][of], tensor)
+    other.load_memory({**memory, "state": expected})
+    for name, flat in trained.state.items():
+        assert torch.equal(other.state[name], flat)
+    del expected["exp_avg"]["2.bias"]
+    with pytest.raises(ValueError, match=r"parameter '2\.bias' is missing"):
+        other.load_memory({**memory, "state": expected})
 
 
 def test_small_updates_have_one_thread_and_large_ones_all(monkeypatch: pytest.MonkeyPatch) -> None:
