@@ -25,12 +25,14 @@ class Compiled:
     """`step`, compiled at the first call; arguments of other shapes than its go to `others`.
 
     To compile takes half a minute, so that is done for the usual batch only, and not for the
-    last of an epoch, which may be smaller. Tensors that the step reaches by itself are changed in
-    place. No two of them may share memory, because the program takes each for independent of the
-    others: ValueError where they do.
+    last of an epoch, which may be smaller. The usual one has `rows` rows: those of the first call,
+    or as set before, because a run that is resumed may begin with the last batch of an epoch.
+    Tensors that the step reaches by itself are changed in place. No two of them may share memory,
+    because the program takes each for independent of the others: ValueError where they do.
     """
 
     def __init__(self, step: Step, others: Step) -> None:
+        self.rows = 0
         self._step = step
         self._others = others
         self._form: tuple[Any, ...] = ()
@@ -39,6 +41,9 @@ class Compiled:
     def __call__(self, *arguments: Tensor) -> Tensor:
         """Do what `step` does."""
         if self._program is None:
+            self.rows = self.rows or len(arguments[0])
+            if len(arguments[0]) != self.rows:
+                return self._others(*arguments)
             self._form = form(arguments)
             with torch.inference_mode(False), torch.no_grad():
                 return self._first(arguments)

@@ -38,10 +38,11 @@ class Display:
         self._task: TaskID | None = None
         self._drawn_at = 0.0
 
-    def start(self, epoch: int) -> None:
-        """Show the bar, at the epochs that are done already."""
+    def start(self, epoch: int, why_it_waits: str) -> None:
+        """Show the bar, at the epochs that are done already, and what the first one waits for."""
         self._progress.start()
-        self._task = self._progress.add_task("", total=self._max_epochs, completed=epoch)
+        self._task = self._progress.add_task(why_it_waits, total=self._max_epochs, completed=epoch)
+        self._progress.refresh()
 
     def epoch(self, report: EpochReport, stopper: EarlyStopping) -> None:
         """Show the numbers of an epoch, if the last ones have stood for a while."""

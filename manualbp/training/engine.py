@@ -129,8 +129,8 @@ class ManualEngine:
         self._coefficients = params.flat.new_zeros(numbers)
         recorded = recorded or compiled
         self._update = _execution(self._plain_update, recorded)
-        if compiled:
-            self._update = Compiled(self._flat_update, others=self._update)
+        self._compiled = Compiled(self._flat_update, others=self._update) if compiled else None
+        self._update = self._compiled or self._update
         self._predict = _execution(self._plain_predict, recorded)
 
     def plan(self, rates: Sequence[float]) -> None:
@@ -213,6 +213,7 @@ class ManualEngine:
                 name: Copies(self.params.shapes, flat.clone()) for name, flat in self.state.items()
             },
             "steps": self.steps,
+            "compiled_rows": self._compiled.rows if self._compiled else 0,
             "random": random_state({"masks": self.generator}),
         }
 
@@ -222,6 +223,8 @@ class ManualEngine:
             # By the parameters' names, because where they lie may change with the program.
             Parameters(self.params.shapes, flat).load_state_dict(memory["state"][name])
         self.steps = memory["steps"]
+        if self._compiled:
+            self._compiled.rows = memory["compiled_rows"]
         restore_random_state({"masks": self.generator}, memory["random"])
 
 

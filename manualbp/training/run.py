@@ -210,7 +210,8 @@ class Run:
         self._saved_at = monotonic()
         try:
             with self._signals.noted():
-                self.display.start(self.trainer.progress.epoch)
+                waits = "compiling the step, half a minute" if self.config.compile else ""
+                self.display.start(self.trainer.progress.epoch, waits)
                 reason = self.trainer.fit(self)
         except Interrupted:
             self._save()

@@ -192,6 +192,37 @@ def test_a_compiler_that_fails_is_told_of_in_one_line(found: dict[str, Any]) -> 
     )
 
 
+def test_a_resumed_run_compiles_the_usual_batch_even_if_it_begins_with_a_smaller_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or else it would not have the numbers of the run that was never interrupted."""
+    compiled: list[int] = []
+
+    def first(self: Compiled, arguments: Sequence[Tensor]) -> Tensor:
+        compiled.append(len(arguments[0]))
+        return self._others(*arguments)
+
+    monkeypatch.setattr(Compiled, "_first", first)
+
+    def engine() -> ManualEngine:
+        net = build("mlp", 6, 4, hidden=(8,))
+        params = net.parameters(torch.Generator().manual_seed(0))
+        step = TrainingStep(net, CrossEntropyLoss(), SGD(0.1))
+        return ManualEngine(step, params, torch.Generator(), compiled=True)
+
+    def update(trained: ManualEngine, rows: int) -> None:
+        trained.plan([0.1])
+        trained.step(torch.zeros(rows, 6), torch.zeros(rows, dtype=torch.int64))
+
+    killed, resumed = engine(), engine()
+    update(killed, 8)
+    resumed.load_memory(killed.memory())
+    update(resumed, 3)
+    assert compiled == [8]
+    update(resumed, 8)
+    assert compiled == [8, 8]
+
+
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
 def test_machine_code_has_the_numbers_of_the_eager_step() -> None:
     outcome = said("machine code")

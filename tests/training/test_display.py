@@ -82,7 +82,7 @@ def report(epoch: int) -> EpochReport:
 
 def shown(display: Display) -> None:
     stopper = EarlyStopping(patience=None)
-    display.start(2)
+    display.start(2, "compiling")
     for epoch in (3, 4):
         stopper.update(epoch, 1.0)
         display.epoch(report(epoch), stopper)
@@ -106,6 +106,7 @@ def test_a_terminal_shows_progress_on_stderr(
     out, err = capsys.readouterr()
     assert out == ""
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", err)
+    assert re.search(r"epoch    2/10 .* compiling", plain)  # and no numbers yet
     assert "epoch    3/10" in plain
     assert "loss 0.1667 val 0.2500  accuracy 0.2500  best 3" in plain
     assert max(map(len, re.split(r"[\r\n]+", plain))) <= 80
