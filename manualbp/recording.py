@@ -15,6 +15,7 @@ What the list on the CPU leaves out:
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -493,12 +494,13 @@ def _record_graph(step: Step, arguments: list[Tensor], tape: Tape) -> Recording:
     graph = torch.cuda.CUDAGraph()
     for generator in tape.generators:
         cast(Any, graph).register_generator_state(generator)
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()  # so that all memory reserved below is the graph's
-    before = torch.cuda.memory_reserved()
-    with _workspace_of_its_own(), torch.cuda.graph(graph, stream=torch.cuda.Stream()):
-        result = step(*arguments)
-    memory = torch.cuda.memory_reserved() - before
+    with _undisturbed():
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # so that all memory reserved below is the graph's
+        before = torch.cuda.memory_reserved()
+        with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
+            result = step(*arguments)
+        memory = torch.cuda.memory_reserved() - before
 
     def replay(values: Sequence[Tensor]) -> None:
         for own, value in zip(arguments, values, strict=True):
@@ -509,18 +511,28 @@ def _record_graph(step: Step, arguments: list[Tensor], tape: Tape) -> Recording:
 
 
 @contextmanager
-def _workspace_of_its_own() -> Generator[None]:
-    """Let products of matrices inside take their workspace from the memory of the graph.
+def _undisturbed() -> Generator[None]:
+    """Let a graph be captured inside that nothing from outside breaks into.
 
-    torch keeps one workspace for each stream, and gives it back when it likes: at the end of
-    another graph of that stream, or when torch.compile makes a graph. This graph would go on with
-    memory that is somebody else's, or nobody's.
+    Products of matrices take their workspace from the memory of the graph. torch keeps one for each
+    stream, and gives it back when it likes: at the end of another graph of that stream, or when
+    torch.compile makes a graph. This one would go on with memory that is somebody else's, or
+    nobody's.
+
+    The garbage collector waits. A recording and the step that it belongs to refer to each other,
+    so those that are no longer used are there until it comes by, at any moment; and to destroy a
+    graph while another is captured makes the capture fail.
     """
+    collecting = gc.isenabled()
+    gc.collect()  # and with them their memory on the device
+    gc.disable()
     _forget_workspaces()
     try:
         yield
     finally:
         _forget_workspaces()
+        if collecting:
+            gc.enable()
 
 
 # The four things that torch keeps private and a recording cannot do without.

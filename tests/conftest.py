@@ -27,6 +27,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 MISSING = [name for name in ("tyro", "beartype") if find_spec(name) is None]
 """Pure Python that a machine with torch may lack: what tests can do without them is tested."""
 
+# Before a test hides the GPUs: torch counts them once.
+CUDA = torch.cuda.is_available()
+
 # Before any test imports what it tests.
 if "beartype" not in MISSING:
     install_import_hook(modules_with_shapes(), "typechecker.check")
@@ -60,5 +63,5 @@ def pytest_make_collect_report(
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     # Skipped here and not by skipif, so that the report has one line with their number.
-    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+    if item.get_closest_marker("cuda") and not CUDA:
         pytest.skip("no CUDA device")

@@ -6,11 +6,13 @@ what a capture forbids is an error.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
@@ -70,6 +72,8 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         happened.append(f"capture on {stream}")
         # Else the generators' places on the device could not be written to outside of it.
         assert not torch.is_inference_mode_enabled()
+        # It might destroy another graph, which a capture forbids.
+        assert not gc.isenabled()
         with graph.tape:
             yield
         undo(graph.tape)
@@ -131,10 +135,10 @@ def test_the_warm_up_is_undone_before_the_capture(log: list[str]) -> None:
         "warm-up undone",
         "device cpu",
         "generator registered",
-        "synchronized",
         # Before, so that the products take a workspace from the graph's memory, and after, so that
         # nobody else takes theirs from there.
         "workspaces forgotten",
+        "synchronized",
         "capture on stream 1",
         "captured",
         "workspaces forgotten",
@@ -144,7 +148,34 @@ def test_the_warm_up_is_undone_before_the_capture(log: list[str]) -> None:
     assert memory.tolist() == [3, 3, 3]
     (only,) = captured.recordings.values()
     assert only.calls == 4
-    assert only.buffer_bytes == 400  # as reserved from the capture on
+    assert only.buffer_bytes == 200  # as reserved from the capture on
+    assert gc.isenabled()
+
+
+def test_after_a_capture_that_fails_all_is_as_before(log: list[str]) -> None:
+    with pytest.raises(RuntimeError, match="copied from the host"):
+        capture(lambda x: x * torch.tensor(2.0))(torch.ones(3))
+    assert log[-1] == "workspaces forgotten"
+    assert gc.isenabled()
+
+
+def test_graphs_that_nobody_uses_are_gone_before_the_capture(log: list[str]) -> None:
+    """With their memory on the device. A step that knows its recording keeps it in a cycle."""
+
+    class Owner:
+        def __init__(self) -> None:
+            self.update = capture(self.step)
+
+        def step(self, x: Tensor) -> Tensor:
+            return x * 2
+
+    owner = Owner()
+    owner.update(torch.ones(3))
+    unused = ref(owner)
+    del owner
+    assert unused() is not None
+    capture(lambda x: x * 2)(torch.ones(3))
+    assert unused() is None
 
 
 def test_the_results_of_the_warm_up_are_gone_before_the_capture(

@@ -111,7 +111,10 @@ def machine_code(graph: GraphModule, inputs: list[Tensor]) -> Run:
 
     compiler = cast(Any, inductor)
     if inputs[0].is_cuda:  # what follows would take the CUDA toolkit besides
-        program = compiler.compile(graph, inputs)
+        with warnings.catch_warnings():
+            # torch advises the user to switch on what is off on purpose unless asked for.
+            warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
+            program = compiler.compile(graph, inputs)
         return lambda values: program(*values)
     # Ahead of time, so that the calls between the kernels are machine code too, not Python.
     exported = cast(Any, torch.export.export(graph, tuple(inputs)))

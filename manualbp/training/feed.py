@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import chain
 from math import ceil
 
@@ -66,9 +67,14 @@ class Feed:
         pieces = self._ahead(torch.split(order, self._size * max(PIECE // batch, 1)))
         return chain.from_iterable(batches(piece, self._size) for piece in pieces)
 
+    @cached_property
+    def _copying(self) -> torch.cuda.Stream:
+        """Return one stream for all epochs, because torch keeps the memory of each stream apart."""
+        return torch.cuda.Stream(self._device)
+
     def _ahead(self, pieces: Sequence[Tensor]) -> Iterator[Split]:
         """Yield the rows of each piece on the device, with the copy of the next one under way."""
-        copying, updating = torch.cuda.Stream(self._device), torch.cuda.current_stream(self._device)
+        copying, updating = self._copying, torch.cuda.current_stream(self._device)
 
         def copied(order: Tensor) -> Split:
             rows = in_order(self._split, order, pin_memory=True)

@@ -14,7 +14,7 @@ from rich.console import Console
 from small_runs import call, events
 from torch import Tensor
 
-from manualbp.checks.bench import BenchConfig, bench
+from manualbp.checks.bench import BenchConfig, bench, measure
 from manualbp.checks.bench.measure import Result, proof_batches, prove, time_rounds
 from manualbp.checks.bench.memory import Memory, memory_of_step, saved_by_autograd, saved_by_hand
 from manualbp.checks.bench.report import print_results
@@ -37,7 +37,7 @@ from manualbp.training.engine import ManualEngine
 from manualbp.training.step import TrainingStep
 
 CPU = torch.device("cpu")
-QUICK = ("--no-compile", "--repeats", 2)
+QUICK = ("--device", "cpu", "--no-compile", "--repeats", 2)
 EAGER = {"autograd_default", "autograd_foreach", "autograd_fused", "manual", "manual_eager"}
 
 
@@ -81,7 +81,7 @@ def test_json_has_everything_and_nothing_else_is_printed() -> None:
 
 def test_the_number_of_threads_is_put_back() -> None:
     before = torch.get_num_threads()
-    options = {"workload": ("W1",), "repeats": 1, "compile": False, "quiet": True}
+    options = {"workload": ("W1",), "repeats": 1, "compile": False, "device": "cpu", "quiet": True}
     try:
         (result,) = bench(BenchConfig(threads=before + 1, **options))
     finally:
@@ -239,7 +239,7 @@ def test_compiled_variants_are_proved_and_timed(monkeypatch: pytest.MonkeyPatch)
         return function
 
     monkeypatch.setattr(torch, "compile", uncompiled)
-    done = call("bench", "--workload", "W1", "--repeats", 1, "--json")
+    done = call("bench", "--workload", "W1", "--device", "cpu", "--repeats", 1, "--json")
     assert done.code == 0, done.err
     (result,) = json.loads(done.out)
     assert result["unavailable"] == {}
@@ -263,7 +263,7 @@ def test_where_compiling_fails_the_reason_is_told(monkeypatch: pytest.MonkeyPatc
         return compiled
 
     monkeypatch.setattr(torch, "compile", failing)
-    done = call("bench", "--workload", "W1", "--repeats", 1)
+    done = call("bench", "--workload", "W1", "--device", "cpu", "--repeats", 1)
     assert done.code == 0, done.err
     said = " ".join(done.out.split())
     assert (
@@ -428,6 +428,41 @@ def test_parts_are_measured_where_the_batch_is_large() -> None:
 
 
 # Memory -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "rows"), [("manual", 0), ("manual_parts", 256)])
+def test_on_a_gpu_memory_is_that_of_the_same_step_unrecorded(
+    name: str, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The replay of a CUDA graph shows no tensors."""
+    built: list[int] = []
+
+    def eager(problem: Problem) -> None:
+        built.append(problem.step.micro_batch)
+
+    problem = small_problem("W3-1024", torch.float32)
+    monkeypatch.setitem(BUILDERS, "manual_eager", eager)
+    monkeypatch.setattr(
+        measure, "memory_of_step", lambda build, problem: (build(), Memory(100, 50, 120))[1]
+    )
+    assert measure._memory(name, problem) == Memory(100, 50, 120)
+    assert built == []  # on the CPU it shows them
+    monkeypatch.setattr(Problem, "device", torch.device("cuda"))
+    copies = sum(argument.nbytes for argument in problem.batches[0])
+    assert measure._memory(name, problem) == Memory(100 + copies, 50, 120 + copies)
+    assert built == [rows]
+
+
+@pytest.mark.cuda
+def test_on_a_gpu_everything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("manualbp.checks.bench.measure.ROUND_SECONDS", 0.05)
+    options = {"workload": ("W3-1024",), "repeats": 2, "compile": False, "quiet": True}
+    (result,) = bench(BenchConfig(device="cuda", **options))
+    assert result.device == "cuda"
+    assert result.times.keys() == {*EAGER, "manual_parts", "floor"}
+    manual, parts = (result.memory_bytes[name].total for name in ("manual", "manual_parts"))
+    params = 4 * (784 * 512 + 512 + 512 * 256 + 256 + 256 * 10 + 10)
+    assert 2 * params < parts < manual < 2 * result.memory_bytes["autograd_default"].total
 
 
 def test_memory_is_what_is_alive_between_steps_and_at_the_worst_moment() -> None:

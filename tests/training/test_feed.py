@@ -151,6 +151,24 @@ def test_the_next_piece_is_copied_while_the_updates_of_this_one_are_made(
     ]
 
 
+def test_all_epochs_are_copied_by_one_stream(
+    log: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch keeps the memory of a stream for it: with one for each epoch it would keep them all."""
+    made: list[Stream] = []
+
+    def stream(device: torch.device) -> Stream:
+        made.append(Stream(log))
+        return made[-1]
+
+    monkeypatch.setattr(torch.cuda, "Stream", stream)
+    fed = begun(2, GPU)
+    for _ in range(3):
+        logged(fed.batches(), log)
+        fed.begin(ORDER)
+    assert len(made) == 1
+
+
 def test_a_small_epoch_is_one_copy(log: list[str]) -> None:
     logged(begun(1, GPU).batches(), log)
     assert sum(line.startswith("copying") for line in log) == 1

@@ -29,6 +29,7 @@ from manualbp.checks.bench.variants import (
     Observed,
     Timed,
     Variant,
+    in_parts,
 )
 from manualbp.checks.bench.variants import threads as threads_of_torch
 from manualbp.checks.bench.workloads import Batch, Problem, Workload
@@ -384,8 +385,9 @@ def _memory(name: str, problem: Problem) -> Memory:
     The replay of a CUDA graph shows no tensors. Its memory is what the same operations took while
     it was recorded, and a copy of the arguments.
     """
-    if name == "manual" and problem.device.type == "cuda":
-        eager = memory_of_step(partial(BUILDERS["manual_eager"], problem), problem)
+    if name in BY_HAND and problem.device.type == "cuda":
+        own = in_parts(problem) if name == "manual_parts" else problem
+        eager = memory_of_step(partial(BUILDERS["manual_eager"], own), problem)
         copies = sum(argument.nbytes for argument in problem.batches[0])
         return replace(eager, live=eager.live + copies, peak=eager.peak + copies)
     return memory_of_step(partial(BUILDERS[name], problem), problem)

@@ -284,7 +284,7 @@ def _not_available_if_it_fails() -> Generator[None]:
         raise NotAvailable(_in_one_line(error)) from error
 
 
-def _in_parts(problem: Problem) -> Problem:
+def in_parts(problem: Problem) -> Problem:
     """Return the same problem with micro-batches. Raises NotAvailable where it is too small."""
     if not problem.parts:
         raise NotAvailable(TOO_SMALL)
@@ -302,7 +302,7 @@ BUILDERS: Mapping[str, Callable[[Problem], Variant]] = {
     "autograd_foreach": partial(Autograd, implementation="foreach"),
     "autograd_fused": partial(Autograd, implementation="fused"),
     "manual": ByHand,
-    "manual_parts": lambda problem: ByHand(_in_parts(problem)),
+    "manual_parts": lambda problem: ByHand(in_parts(problem)),
     "manual_eager": partial(ByHand, recorded=False),
     "manual_compiled": lambda problem: IfItCompiles(ByHand(problem, recorded=False, compiled=True)),
     "compile": lambda problem: IfItCompiles(CompiledAutograd(problem)),
