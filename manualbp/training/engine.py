@@ -18,6 +18,8 @@ from manualbp.training.checkpoint import random_state, restore_random_state
 from manualbp.training.compiled import Compiled
 from manualbp.training.step import TrainingStep
 
+Numbers = tuple[float, ...]
+
 
 class Engine(Protocol):
     """What the training loop needs of an engine. All names of tensors are torch.nn's."""
@@ -121,12 +123,13 @@ class ManualEngine:
         self.mode = Mode(training=True, generator=generator)
         self.steps = 0
         self._before: tuple[Tensor, Tensor] | None = None
-        self._table: list[tuple[float, ...]] = []
+        count = len(step.optimizer.coefficients(1, step.optimizer.lr))
+        self._coefficients = params.flat.new_zeros(count)
+        self._numbers: Numbers = ()  # what the coefficients are
+        self._table: list[Numbers] = []  # what they will be, and the same on the device
+        self._values = params.flat.new_zeros(0, count)
         self._rows: Sequence[Tensor] = ()
-        self._coming: Iterator[Tensor] = iter(())
-        self._row: Tensor | None = None
-        numbers = len(step.optimizer.coefficients(1, step.optimizer.lr))
-        self._coefficients = params.flat.new_zeros(numbers)
+        self._coming: Iterator[tuple[Numbers, Tensor]] = iter(())
         recorded = recorded or compiled
         self._update = _execution(self._plain_update, recorded)
         self._compiled = Compiled(self._flat_update, others=self._update) if compiled else None
@@ -138,12 +141,14 @@ class ManualEngine:
         rule = self.training_step.optimizer
         table = [rule.coefficients(self.steps + i, rate) for i, rate in enumerate(rates, 1)]
         if table != self._table:  # with a constant rate most rules need the same every epoch
-            flat = self.params.flat
-            different = dict.fromkeys(table)
-            values = torch.tensor(list(different), dtype=torch.float64)
-            rows = dict(zip(different, values.to(flat.device, flat.dtype).unbind(), strict=True))
-            self._table, self._rows = table, [rows[numbers] for numbers in table]
-        self._coming = iter(self._rows)
+            self._table, (count,) = table, self._coefficients.shape
+            if len(table) > len(self._rows):  # in one place, whose views are made once
+                with torch.inference_mode(False):
+                    self._values = self._coefficients.new_empty(len(table), count)
+                    self._rows = self._values.unbind()
+            values = torch.tensor(table, dtype=torch.float64).view(-1, count)
+            self._values.narrow(0, 0, len(table)).copy_(values)
+        self._coming = zip(table, self._rows, strict=False)
 
     def context(self) -> AbstractContextManager[object]:
         """Return inference mode."""
@@ -151,9 +156,9 @@ class ManualEngine:
 
     def step(self, x: Tensor, target: Tensor) -> Tensor:
         """Make one update; return the outputs before it, which the next update overwrites."""
-        row = next(self._coming)
-        if row is not self._row:
-            self._row = row
+        numbers, row = next(self._coming)
+        if numbers != self._numbers:
+            self._numbers = numbers
             self._coefficients.copy_(row)
         self.steps += 1
         return self._update(x, target)
