@@ -25,7 +25,7 @@ from manualbp.training.data import Data, load
 from manualbp.training.diagnosis import first_not_finite
 from manualbp.training.display import Display
 from manualbp.training.early_stopping import EarlyStopping, StopReason
-from manualbp.training.engine import Engine, threads_for
+from manualbp.training.engine import Engine, flush_denormals, threads_for
 from manualbp.training.injection import inject
 from manualbp.training.logs import RunLogs
 from manualbp.training.loop import EpochReport, NotFinite, Trainer
@@ -356,9 +356,7 @@ def configure_processor(config: TrainConfig, trainer: Trainer) -> None:
     parameters = sum(weight.numel() for weight in trainer.engine.weights().values())
     rows = trainer.batch_size or len(trainer.train)
     torch.set_num_threads(config.threads or threads_for(parameters, rows))
-    # The momentum of a unit that has died fades into denormal numbers, which take a processor ten
-    # times as long; they count as zero.
-    torch.set_flush_denormal(True)
+    flush_denormals()
     # Sets the newer switch of torch, cuda.matmul.fp32_precision, too. torch.compile reads both, and
     # would fail where they differ.
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")

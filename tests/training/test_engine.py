@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +12,7 @@ from manualbp.layers import Linear, Sequential, Tanh
 from manualbp.losses import CrossEntropyLoss
 from manualbp.optimizers import SGD, AdamW, LookAheadNesterov, Optimizer
 from manualbp.parameters import Parameters
-from manualbp.training.engine import WORTH_SHARING, ManualEngine, threads_for
+from manualbp.training.engine import WORTH_SHARING, ManualEngine, flush_denormals, threads_for
 from manualbp.training.step import TrainingStep
 
 MODEL = Sequential(Linear(4, 5), Tanh(), Linear(5, 3))
@@ -95,6 +96,17 @@ def test_memory_is_kept_by_parameter_whatever_its_place_in_the_flat_tensor() -> 
     del expected["exp_avg"]["2.bias"]
     with pytest.raises(ValueError, match=r"parameter '2\.bias' is missing"):
         other.load_memory({**memory, "state": expected})
+
+
+def test_numpy_knows_its_numbers_before_small_ones_count_as_zero(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or it would warn of it, before NumPy 2.4, when the first picture is drawn."""
+    done: list[Any] = []
+    monkeypatch.setattr(np, "finfo", done.append)
+    monkeypatch.setattr(torch, "set_flush_denormal", done.append)
+    flush_denormals()
+    assert done == [np.float32, np.float64, True]
 
 
 def test_small_updates_have_one_thread_and_large_ones_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBar
@@ -26,6 +25,7 @@ from manualbp.training.config import (
     TrainConfig,
     resolve_device,
 )
+from manualbp.training.engine import flush_denormals
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,7 @@ def bench(config: BenchConfig) -> list[Result]:
             config.save.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"--save {config.save}: cannot be made: {error.strerror}") from error
-    # Numbers that fade become denormal, which take a processor ten times as long: on all sides
-    # alike, they count as zero.
-    torch.set_flush_denormal(True)
+    flush_denormals()  # on all sides alike
     # torch.compile would warn, in the middle of the progress display, that it leaves out profiling.
     logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
     # ... and on a GPU that TF32 is off, as it is for all variants.
