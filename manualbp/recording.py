@@ -523,14 +523,23 @@ def _undisturbed() -> Generator[None]:
     so those that are no longer used are there until it comes by, at any moment; and to destroy a
     graph while another is captured makes the capture fail.
     """
+    with no_garbage_collection():
+        _forget_workspaces()
+        try:
+            yield
+        finally:
+            _forget_workspaces()
+
+
+@contextmanager
+def no_garbage_collection() -> Generator[None]:
+    """Collect garbage now, and not inside the `with` block."""
     collecting = gc.isenabled()
-    gc.collect()  # and with them their memory on the device
+    gc.collect()
     gc.disable()
-    _forget_workspaces()
     try:
         yield
     finally:
-        _forget_workspaces()
         if collecting:
             gc.enable()
 

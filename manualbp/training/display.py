@@ -42,7 +42,6 @@ class Display:
         """Show the bar, at the epochs that are done already, and what the first one waits for."""
         self._progress.start()
         self._task = self._progress.add_task(why_it_waits, total=self._max_epochs, completed=epoch)
-        self._progress.refresh()
 
     def epoch(self, report: EpochReport, stopper: EarlyStopping) -> None:
         """Show the numbers of an epoch, if the last ones have stood for a while."""

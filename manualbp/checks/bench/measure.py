@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import random
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ from manualbp.checks.bench.variants import (
 from manualbp.checks.bench.variants import threads as threads_of_torch
 from manualbp.checks.bench.workloads import Batch, Problem, Workload
 from manualbp.errors import CheckFailed
+from manualbp.recording import no_garbage_collection
 
 PROOF_STEPS = 7
 SMALLER_BATCH_AT = 6  # as the last one of an epoch; then one more of the usual size
@@ -313,7 +313,7 @@ def time_rounds(
         except NotAvailable as reason:
             unavailable[name] = str(reason)
     order = random.Random(0)
-    with _no_garbage_collection():
+    with no_garbage_collection():
         for number in range(1, rounds + 1):
             progress(f"round {number} of {rounds}")
             for name in order.sample(list(timers), len(timers)):
@@ -402,13 +402,3 @@ def _default_dtype(dtype: torch.dtype) -> Generator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
-
-
-@contextmanager
-def _no_garbage_collection() -> Generator[None]:
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
