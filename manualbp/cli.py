@@ -105,7 +105,7 @@ def _train(config: TrainConfig, base: TrainConfig) -> int:
     if config.json:
         print(json.dumps(result, indent=2))
     elif not config.quiet:
-        print_summary(Console(), result)
+        print_summary(_console(), result)
     return 0
 
 
@@ -116,7 +116,7 @@ def _experiment(configs: Sequence[TrainConfig]) -> int:
     if configs[0].json:
         print(json.dumps(found.as_json(), indent=2))
     elif not configs[0].quiet:
-        found.print(Console())
+        found.print(_console())
     return 0
 
 
@@ -125,7 +125,7 @@ def _compare(config: CompareConfig) -> int:
     if config.json:
         print(json.dumps([_as_json(row._asdict()) for row in rows], indent=2, allow_nan=False))
     else:
-        print_rows(Console(), rows)
+        print_rows(_console(), rows)
     return 0 if all(row.verdict == "agree" for row in rows) else 1
 
 
@@ -134,7 +134,7 @@ def _locate(config: LocateConfig) -> int:
     if config.json:
         print(json.dumps(found.as_json(), indent=2, allow_nan=False))
     else:
-        print_location(Console(), found)
+        print_location(_console(), found)
     return 1 if found.wrong else 0
 
 
@@ -145,7 +145,7 @@ def _bench(config: BenchConfig) -> int:
     if config.json:
         print(json.dumps([result.as_json() for result in results], indent=2))
     elif not config.quiet:
-        print_results(Console(), results)
+        print_results(_console(), results)
     return 0
 
 
@@ -162,8 +162,13 @@ def _selftest(config: SelftestConfig) -> int:
     if config.json:
         print(json.dumps(tally.as_json(), indent=2))
     else:
-        print_tally(Console(), tally)
+        print_tally(_console(), tally)
     return 0 if tally.passed else 1
+
+
+def _console() -> Console:
+    """Return standard output, with the colours that we give and none by guess."""
+    return Console(highlight=False)
 
 
 def _as_json(row: dict[str, Any]) -> dict[str, Any]:

@@ -221,6 +221,17 @@ def test_a_mistake_is_one_line_at_a_terminal_too(
     assert said == "manualbp: Unrecognized options: --date, iris; Perhaps you meant: --data\n"
 
 
+def test_a_sentence_is_drawn_in_one_colour(monkeypatch: pytest.MonkeyPatch) -> None:
+    """rich would draw numbers and paths in it in others."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    out = Terminal(io.BytesIO(), "utf-8", write_through=True)
+    monkeypatch.setattr(sys, "stdout", out)
+    assert cli.main(["compare", "--data", "iris", "--device", "cpu"]) == 0
+    said = out.buffer.getvalue().decode()
+    assert re.search(r"\x1b\[1;32mAll \d+ tensors agree\x1b\[0m", said)
+
+
 # Numbers out of range ----------------------------------------------------------------------------
 
 

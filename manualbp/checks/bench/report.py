@@ -43,14 +43,13 @@ def print_results(console: Console, results: Sequence[Result]) -> None:
         for reason in dict.fromkeys(result.unavailable.values()):
             names = [LABELS[name] for name, r in result.unavailable.items() if r == reason]
             text = f"Not available: {'; '.join(names)}. {reason}"
-            console.print(text, style="yellow", markup=False, highlight=False)
+            console.print(text, style="yellow", markup=False)
         if result.hindered:
             console.print(
                 f"These times say nothing: autograd takes {result.slowed_down:.0f} times as long "
                 f"with {result.threads} threads as with one. Something keeps them from running at "
                 "the same time: another program, or a limit on the container. Try --threads 1.",
                 style="yellow",
-                highlight=False,
             )
         console.print()
     console.print(_summary(results))

@@ -221,5 +221,5 @@ def print_tally(console: Console, tally: Tally) -> None:
             said = miss.said[0] if miss.said else "nothing"
             expected = f"; expected {' or '.join(miss.expected)}" if miss.expected else ""
             line = f"{title}: {miss.name}, seed {miss.seed}: {said}{expected}"
-            console.print(escape(line), soft_wrap=True, highlight=False)
+            console.print(escape(line), soft_wrap=True)
     console.print("passed" if tally.passed else "the goals are missed")
