@@ -369,6 +369,21 @@ def test_another_type_is_recorded_anew_and_too_many_shapes_run_eagerly() -> None
     assert len(captured.recordings) == MOST_SHAPES
 
 
+def test_what_a_captured_step_is_for_arguments_of_one_shape() -> None:
+    captured = capture(lambda x, y: x * y + 1)
+    x, y = torch.arange(6.0).view(2, 3), torch.tensor([1.0, -1.0, 2.0])
+    replay = captured.like(torch.zeros(2, 3), torch.zeros(3))
+    assert torch.equal(replay(x, y), x * y + 1)
+    assert torch.equal(replay(-x, x[1]), -x * x[1] + 1)
+    assert replay is captured.like(x, y)
+    assert len(captured.recordings) == 1
+    assert captured.like(x, x) is not replay
+    for _ in range(MOST_SHAPES):
+        x = torch.cat((x, x))
+        assert torch.equal(captured.like(x, y)(x, y), x * y + 1)
+    assert captured.like(x, y) is captured.step
+
+
 def test_a_shape_that_changes_in_place_is_no_operation() -> None:
     w = torch.ones(3, 3)
 

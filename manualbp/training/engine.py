@@ -14,7 +14,7 @@ from torch import Tensor
 from manualbp.layers import EVALUATION, Mode
 from manualbp.optimizers import SGD
 from manualbp.parameters import Parameters, Shapes
-from manualbp.recording import Step, capture
+from manualbp.recording import Captured, Step, capture
 from manualbp.training.checkpoint import random_state, restore_random_state
 from manualbp.training.compiled import Compiled
 from manualbp.training.step import TrainingStep
@@ -34,7 +34,10 @@ class Engine(Protocol):
         ...
 
     def step(self, x: Tensor, target: Tensor) -> Tensor:
-        """Make one update; return the outputs before it, which the next update may overwrite."""
+        """Make one update; return the outputs before it, which the next update may overwrite.
+
+        Batches are alike in all but the number of rows.
+        """
         ...
 
     def predict(self, x: Tensor) -> Tensor:
@@ -132,10 +135,12 @@ class ManualEngine:
         self._rows: Sequence[Tensor] = ()
         self._coming: Iterator[tuple[Numbers, Tensor]] = iter(())
         recorded = recorded or compiled
-        self._update = _execution(self._plain_update, recorded)
+        self._update: Step = _execution(self._plain_update, recorded)
         self._compiled = Compiled(self._flat_update, others=self._update) if compiled else None
         self._update = self._compiled or self._update
         self._predict = _execution(self._plain_predict, recorded)
+        self._shape: Sequence[int] | None = None  # of the last x, and the update for such:
+        self._update_alike = self._update
 
     def plan(self, rates: Sequence[float]) -> None:
         """Compute the coefficients of the coming updates and bring them to the device at once."""
@@ -162,7 +167,11 @@ class ManualEngine:
             self._numbers = numbers
             self._coefficients.copy_(row)
         self.steps += 1
-        return self._update(x, target)
+        if x.shape != self._shape:
+            update = self._update
+            self._update_alike = update.like(x, target) if isinstance(update, Captured) else update
+            self._shape = x.shape
+        return self._update_alike(x, target)
 
     def _plain_update(self, x: Tensor, target: Tensor) -> Tensor:
         coefficients = self._coefficients.unbind()

@@ -75,6 +75,18 @@ def test_copies_of_weights_and_gradients_stay_as_they_are(separate: bool) -> Non
             assert torch.equal(copies[name], tensor)
 
 
+def test_a_batch_that_is_refused_is_refused_again() -> None:
+    trained = engine()
+    trained.plan([0.5] * 3)
+    before = trained.copy_weights()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="x has 1 features, expected 4"):
+            trained.step(torch.ones(8, 1, dtype=torch.float64), torch.zeros(8, dtype=torch.int64))
+    for name, weight in trained.weights().items():
+        assert torch.equal(weight, before[name])
+    trained.step(torch.ones(8, 4, dtype=torch.float64), torch.zeros(8, dtype=torch.int64))
+
+
 def test_memory_is_kept_by_parameter_whatever_its_place_in_the_flat_tensor() -> None:
     trained, other = engine(rule=AdamW()), engine(rule=AdamW(lr=0.1))
     memory = trained.memory()
