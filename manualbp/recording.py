@@ -65,8 +65,8 @@ class Captured:
     def like(self, *arguments: Tensor) -> Step:
         """Return what `step` is for arguments of these shapes, dtypes and devices.
 
-        It does not ask whether they are, nor enter inference mode: of a small step, that takes a
-        twentieth of the time.
+        What is returned does not ask whether its arguments are so, which would take a twentieth of
+        the time of a small step. It is to be called in inference mode.
         """
         key = form(arguments)
         recording = self.recordings.get(key)

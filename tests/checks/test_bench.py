@@ -330,6 +330,29 @@ def test_variants_take_turns_and_batches_change(monkeypatch: pytest.MonkeyPatch)
     assert fed == [prepared[i % len(prepared)] for i in range(len(fed))]
 
 
+@pytest.mark.parametrize("name", ["W1", "W2a"])
+def test_the_losses_of_all_steps_are_in_the_time(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = small_problem(name)
+    batches = problem.batches[:4]
+    autograd = Autograd(problem)
+    expected = torch.stack([autograd.update(*batch).detach() for batch in batches])
+    by_hand = ByHand(problem)
+    kind, found = type(problem.step.loss), list[Tensor]()
+    forward = kind.forward
+
+    def noted(loss: Any, y: Tensor, target: Tensor) -> Any:
+        error, saved = forward(loss, y, target)
+        found.append(error)
+        return error, saved
+
+    monkeypatch.setattr(kind, "forward", noted)
+    by_hand.run(batches, 4)
+    together = expected.mean() if problem.step.loss.reduction == "mean" else expected.sum()
+    torch.testing.assert_close(found[-1].clone(), together)
+
+
 def test_a_variant_that_fails_while_warming_up_is_left_out() -> None:
     class Failing(Listening):
         def run(self, batches: Iterable[Batch], count: int) -> None:

@@ -60,21 +60,30 @@ class ByHand:
     def __init__(self, problem: Problem, *, recorded: bool = True, compiled: bool = False) -> None:
         masks = torch.Generator(problem.device).manual_seed(0)
         self.step = problem.step
-        self.rows = len(problem.batches[0][0])
         self.engine = ManualEngine(
             problem.step, problem.start.clone(), masks, recorded=recorded, compiled=compiled
         )
+        x = torch.zeros_like(problem.batches[0][0], device=problem.device)
+        with self.engine.context():
+            y, _ = self.step.model.forward(self.engine.params.views, x)
+        self.rows, self.outputs = len(x), y.shape
 
     def run(self, batches: Iterable[Batch], count: int) -> None:
-        """Plan the learning rates, as training does once an epoch, and make the updates.
+        """Plan the learning rates, make the updates, and compute the loss before each of them.
 
-        As in training, a step too small to be shared has one thread of those there are.
+        All as in an epoch of training: the outputs are kept, and their loss, which no update needs,
+        is computed at the end for all at once. A step too small to be shared has one thread of
+        those there are.
         """
         self.engine.plan([self.step.optimizer.lr] * count)
         size = threads_for(self.engine.params.flat.numel(), self.rows)
         with self.engine.context(), threads(size):
-            for x, target in batches:
-                self.engine.step(x, target)
+            outputs = self.engine.params.flat.new_empty(count, *self.outputs)
+            targets: list[Tensor] = []
+            for (x, target), place in zip(batches, outputs.unbind(), strict=True):
+                place.copy_(self.engine.step(x, target))
+                targets.append(target)
+            self.step.loss.forward(outputs.flatten(0, 1), torch.cat(targets))
 
     def observe(self, x: Tensor, target: Tensor) -> Observed:
         """Make one update and return what there is to compare."""
