@@ -66,7 +66,9 @@ class ByHand:
         x = torch.zeros_like(problem.batches[0][0], device=problem.device)
         with self.engine.context():
             y, _ = self.step.model.forward(self.engine.params.views, x)
-        self.rows, self.outputs = len(x), y.shape
+        self.rows = len(x)
+        self._outputs = y.new_empty(0, *y.shape)  # of the steps of a run
+        self._places: Sequence[Tensor] = ()
 
     def run(self, batches: Iterable[Batch], count: int) -> None:
         """Plan the learning rates, make the updates, and compute the loss before each of them.
@@ -78,12 +80,14 @@ class ByHand:
         self.engine.plan([self.step.optimizer.lr] * count)
         size = threads_for(self.engine.params.flat.numel(), self.rows)
         with self.engine.context(), threads(size):
-            outputs = self.engine.params.flat.new_empty(count, *self.outputs)
+            if count > len(self._places):
+                self._outputs = self._outputs.new_empty(count, *self._outputs.shape[1:])
+                self._places = self._outputs.unbind()
             targets: list[Tensor] = []
-            for (x, target), place in zip(batches, outputs.unbind(), strict=True):
+            for (x, target), place in zip(batches, self._places, strict=False):
                 place.copy_(self.engine.step(x, target))
                 targets.append(target)
-            self.step.loss.forward(outputs.flatten(0, 1), torch.cat(targets))
+            self.step.loss.forward(self._outputs[:count].flatten(0, 1), torch.cat(targets))
 
     def observe(self, x: Tensor, target: Tensor) -> Observed:
         """Make one update and return what there is to compare."""
