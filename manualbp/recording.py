@@ -65,8 +65,8 @@ class Captured:
     def like(self, *arguments: Tensor) -> Step:
         """Return what `step` is for arguments of these shapes, dtypes and devices.
 
-        What is returned does not ask whether its arguments are so, which would take a twentieth of
-        the time of a small step. It is to be called in inference mode.
+        What is returned does not ask whether its arguments are so: with others it would compute
+        wrongly. It is to be called in inference mode.
         """
         key = form(arguments)
         recording = self.recordings.get(key)

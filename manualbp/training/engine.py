@@ -34,10 +34,7 @@ class Engine(Protocol):
         ...
 
     def step(self, x: Tensor, target: Tensor) -> Tensor:
-        """Make one update; return the outputs before it, which the next update may overwrite.
-
-        Batches are alike in all but the number of rows.
-        """
+        """Make one update; return the outputs before it, which the next update may overwrite."""
         ...
 
     def predict(self, x: Tensor) -> Tensor:
@@ -139,8 +136,8 @@ class ManualEngine:
         self._compiled = Compiled(self._flat_update, others=self._update) if compiled else None
         self._update = self._compiled or self._update
         self._predict = _execution(self._plain_predict, recorded)
-        self._shape: Sequence[int] | None = None  # of the last x, and the update for such:
-        self._update_alike = self._update
+        self._form: tuple[Any, ...] = ()  # of the last batch, and the update for such:
+        self._update_of_form = self._update
 
     def plan(self, rates: Sequence[float]) -> None:
         """Compute the coefficients of the coming updates and bring them to the device at once."""
@@ -170,11 +167,15 @@ class ManualEngine:
             self._numbers = numbers
             self._coefficients.copy_(row)
         self.steps += 1
-        if x.shape != self._shape:
+        # Not the device: a batch on another one is only brought over.
+        form = x.shape, target.shape, x.dtype, target.dtype
+        if form != self._form:
             update = self._update
-            self._update_alike = update.like(x, target) if isinstance(update, Captured) else update
-            self._shape = x.shape
-        return self._update_alike(x, target)
+            self._update_of_form = (
+                update.like(x, target) if isinstance(update, Captured) else update
+            )
+            self._form = form
+        return self._update_of_form(x, target)
 
     def _plain_update(self, x: Tensor, target: Tensor) -> Tensor:
         coefficients = self._coefficients.unbind()

@@ -87,6 +87,15 @@ def test_a_batch_that_is_refused_is_refused_again() -> None:
     trained.step(torch.ones(8, 4, dtype=torch.float64), torch.zeros(8, dtype=torch.int64))
 
 
+@pytest.mark.parametrize("target", [torch.zeros(1, dtype=torch.int64), torch.zeros(8)], ids=str)
+def test_a_target_that_is_refused_at_first_is_refused_later(target: torch.Tensor) -> None:
+    """A recording would spread it over all rows, or round it to class indices."""
+    trained = engine()
+    trained.plan([0.5])
+    with pytest.raises(ValueError, match="target has shape"):
+        trained.step(torch.ones(8, 4, dtype=torch.float64), target)
+
+
 def test_memory_is_kept_by_parameter_whatever_its_place_in_the_flat_tensor() -> None:
     trained, other = engine(rule=AdamW()), engine(rule=AdamW(lr=0.1))
     memory = trained.memory()
