@@ -12,6 +12,7 @@ from manualbp.layers import Linear, Sequential, Tanh
 from manualbp.losses import CrossEntropyLoss
 from manualbp.optimizers import SGD, AdamW, LookAheadNesterov, Optimizer
 from manualbp.parameters import Parameters
+from manualbp.recording import Captured
 from manualbp.training.engine import WORTH_SHARING, ManualEngine, flush_denormals, threads_for
 from manualbp.training.step import TrainingStep
 
@@ -94,6 +95,15 @@ def test_a_target_that_is_refused_at_first_is_refused_later(target: torch.Tensor
     trained.plan([0.5])
     with pytest.raises(ValueError, match="target has shape"):
         trained.step(torch.ones(8, 4, dtype=torch.float64), target)
+
+
+def test_an_input_of_another_type_is_recorded_anew() -> None:
+    """It is the step that brings it to the type of the network, in one rounding."""
+    trained = engine()
+    trained.plan([0.5])
+    trained.step(torch.ones(8, 4), torch.zeros(8, dtype=torch.int64))
+    assert isinstance(trained._update, Captured)
+    assert len(trained._update.recordings) == 2
 
 
 def test_memory_is_kept_by_parameter_whatever_its_place_in_the_flat_tensor() -> None:
