@@ -22,6 +22,7 @@ from manualbp.checks.bench.variants import (
     BUILDERS,
     Autograd,
     ByHand,
+    CompiledStep,
     Floor,
     NotAvailable,
     Observed,
@@ -253,6 +254,25 @@ def test_compiled_variants_are_proved_and_timed(monkeypatch: pytest.MonkeyPatch)
     assert result["ratio_to_floor"] == pytest.approx(by_hand / times["floor"])
     best = min(times["compile"], times["compile_step"])
     assert result["ratio_to_compile"] == pytest.approx(best / by_hand)
+
+
+def test_a_graph_of_the_compiled_step_copies_x_and_target_and_no_parameter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compile_, copied = torch.compile, list[tuple[int, ...]]()
+
+    def backend(graph: torch.fx.GraphModule, examples: list[Tensor]) -> Any:
+        inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+        for node, example in zip(inputs, examples, strict=True):
+            if "_dynamo_static_input_type" not in node.meta.get("tensor_dict", {}):
+                copied.append(tuple(example.shape))
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compile_(function, backend=backend))
+    problem = WORKLOADS["W2a"].problem(torch.float32, torch.device("cpu"))
+    step = CompiledStep(problem)
+    step.gradients(step.values, *problem.batches[0])
+    assert copied == [(32, 64), (32,)]
 
 
 def test_where_compiling_fails_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

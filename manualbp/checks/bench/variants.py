@@ -160,6 +160,9 @@ class CompiledStep(Autograd):
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
         self.values = {name: p.detach() for name, p in self.parameters.items()}
+        # They stay where they are. Else a CUDA graph would copy them at each replay.
+        for value in self.values.values():
+            cast(Any, torch)._dynamo.mark_static_address(value)
         gradients = cast(Any, torch.func.grad_and_value(self.functional_error))
         self.gradients = _compiled(gradients, problem, fullgraph=True)
         self.compiled_update = _compiled(self.optimizer.step, problem)
