@@ -7,9 +7,10 @@ flat tensors with torch.optim's names that the caller keeps. One training step i
     ... forward, backward: grads += ∂E/∂w ...
     rule.update(params, grads, state, coefficients)   # change params and state in place
 
-The numbers that change from step to step, the learning rate first, come as tensors without axes:
-`coefficients` computes them on the host, and the step itself depends on tensors only. So nothing in
-it waits for the device, and it can be recorded once and replayed with other numbers.
+The numbers that change from step to step, -η first, come as tensors without axes: `coefficients`
+computes them on the host, and the step itself depends on tensors only. So nothing in it waits for
+the device, and it can be recorded once and replayed with other numbers. They have their signs,
+because to hand the -1 over with each call would take 2 % of the step of a small network.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Optimizer(ABC):
 
     def coefficients(self, step: int, lr: float) -> tuple[float, ...]:
         """Return the numbers that `update` needs at this step, counted from 1."""
-        return (lr,)
+        return (-lr,)
 
     @abstractmethod
     def update(
@@ -77,7 +78,7 @@ class SGD(Optimizer):
         return {"momentum_buffer": torch.zeros_like(params)} if self.momentum else {}
 
     def coefficients(self, step: int, lr: float) -> tuple[float, ...]:
-        return lr, 1.0 if step == 1 else 1 - self.dampening
+        return -lr, 1.0 if step == 1 else 1 - self.dampening
 
     def accumulator(self, state: State) -> Tensor | None:
         return None if self.dampening or self.nesterov else state.get("momentum_buffer")
@@ -97,16 +98,16 @@ class SGD(Optimizer):
     def update(
         self, params: Tensor, grads: Tensor, state: State, coefficients: Sequence[Tensor]
     ) -> None:
-        lr, gain = coefficients
+        minus_lr, gain = coefficients
         if grads is state.get("momentum_buffer"):
-            params.addcmul_(grads, lr, value=-1)
+            params.addcmul_(grads, minus_lr)
             return
         g = decayed(grads, params, self.weight_decay)
         if self.momentum:
             v = state["momentum_buffer"].mul_(self.momentum)
             v.addcmul_(g, gain) if self.dampening else v.add_(g)  # v ← μ v + (1-d) g
             g = g.add(v, alpha=self.momentum) if self.nesterov else v
-        params.addcmul_(g, lr, value=-1)
+        params.addcmul_(g, minus_lr)
 
 
 @dataclass(frozen=True)
@@ -132,10 +133,10 @@ class LookAheadNesterov(Optimizer):
     def update(
         self, params: Tensor, grads: Tensor, state: State, coefficients: Sequence[Tensor]
     ) -> None:
-        (lr,) = coefficients
-        step = decayed(grads, params, self.weight_decay) * lr
-        state["velocity"].mul_(self.momentum).sub_(step)  # v ← μ v - η g
-        params.sub_(step)  # w + v = (w + μ v_old) - η g
+        (minus_lr,) = coefficients
+        step = decayed(grads, params, self.weight_decay) * minus_lr
+        state["velocity"].mul_(self.momentum).add_(step)  # v ← μ v - η g
+        params.add_(step)  # w + v = (w + μ v_old) - η g
 
 
 @dataclass(frozen=True)
@@ -157,15 +158,15 @@ class Adagrad(Optimizer):
         return {"sum": torch.full_like(params, self.initial_accumulator_value)}
 
     def coefficients(self, step: int, lr: float) -> tuple[float, ...]:
-        return (lr / (1 + (step - 1) * self.lr_decay),)
+        return (-lr / (1 + (step - 1) * self.lr_decay),)
 
     def update(
         self, params: Tensor, grads: Tensor, state: State, coefficients: Sequence[Tensor]
     ) -> None:
-        (lr,) = coefficients
+        (minus_lr,) = coefficients
         g = decayed(grads, params, self.weight_decay)
         s = state["sum"].addcmul_(g, g)
-        params.addcmul_(g / s.sqrt().add_(self.eps), lr, value=-1)
+        params.addcmul_(g / s.sqrt().add_(self.eps), minus_lr)
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ class RMSprop(Optimizer):
     def update(
         self, params: Tensor, grads: Tensor, state: State, coefficients: Sequence[Tensor]
     ) -> None:
-        (lr,) = coefficients
+        (minus_lr,) = coefficients
         g = decayed(grads, params, self.weight_decay)
         s = state["square_avg"].mul_(self.alpha).addcmul_(g, g, value=1 - self.alpha)
         if self.centered:
@@ -204,7 +205,7 @@ class RMSprop(Optimizer):
         step = g / ((s + self.eps).sqrt() if self.eps_inside_root else s.sqrt().add_(self.eps))
         if self.momentum:
             step = state["momentum_buffer"].mul_(self.momentum).add_(step)
-        params.addcmul_(step, lr, value=-1)
+        params.addcmul_(step, minus_lr)
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,7 @@ class Adam(Optimizer):
     def coefficients(self, step: int, lr: float) -> tuple[float, ...]:
         beta1, beta2 = self.betas
         c = sqrt(1 - beta2**step)
-        return lr * c / (1 - beta1**step), self.eps * c, lr
+        return -lr * c / (1 - beta1**step), self.eps * c, -lr
 
     def update(
         self, params: Tensor, grads: Tensor, state: State, coefficients: Sequence[Tensor]
@@ -241,8 +242,8 @@ class Adam(Optimizer):
         beta1, beta2 = self.betas
         m = state["exp_avg"].lerp_(g, 1 - beta1)
         v = state["exp_avg_sq"].mul_(beta2).addcmul_(g, g, value=1 - beta2)
-        rate, eps, _ = coefficients  # η c / (1-β₁ᵗ), ε c
-        params.addcmul_(m / v.sqrt().add_(eps), rate, value=-1)
+        rate, eps, _ = coefficients  # -η c / (1-β₁ᵗ), ε c
+        params.addcmul_(m / v.sqrt().add_(eps), rate)
 
 
 @dataclass(frozen=True)
@@ -257,7 +258,7 @@ class AdamW(Adam):
     def update(
         self, params: Tensor, grads: Tensor, state: State, coefficients: Sequence[Tensor]
     ) -> None:
-        params.addcmul_(params, coefficients[2], value=-self.weight_decay)
+        params.addcmul_(params, coefficients[2], value=self.weight_decay)
         self._move(params, grads, state, coefficients)
 
 

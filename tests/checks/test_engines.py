@@ -160,7 +160,7 @@ def wrong_bias(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def wrong_update(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SGD, "coefficients", lambda self, step, lr: (lr * (1 + 1e-7), 1.0))
+    monkeypatch.setattr(SGD, "coefficients", lambda self, step, lr: (-lr * (1 + 1e-7), 1.0))
 
 
 def wrong_for_the_last_batch(monkeypatch: pytest.MonkeyPatch) -> None:
