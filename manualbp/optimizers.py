@@ -9,8 +9,8 @@ flat tensors with torch.optim's names that the caller keeps. One training step i
 
 The numbers that change from step to step, -η first, come as tensors without axes: `coefficients`
 computes them on the host, and the step itself depends on tensors only. So nothing in it waits for
-the device, and it can be recorded once and replayed with other numbers. They have their signs,
-because to hand the -1 over with each call would take 2 % of the step of a small network.
+the device, and it can be recorded once and replayed with other numbers. They come with their signs,
+because to hand over a factor of -1 with each call takes as long as a small operation.
 """
 
 from __future__ import annotations
