@@ -21,7 +21,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Step = Callable[..., Tensor]
+ResultT = TypeVar("ResultT")
 
 MOST_SHAPES = 8
 """Recordings that are kept, one for each combination of argument shapes; a step whose shapes change
@@ -102,7 +103,8 @@ class Recording:
 
     replay: Step
     calls: int  # operations replayed
-    buffer_bytes: int  # memory of all intermediate results together
+    buffer_bytes: int  # of all intermediate results together; on CUDA also what torch and cuBLAS
+    # hold in reserve for them
 
 
 def record(step: Step, arguments: Sequence[Tensor]) -> Recording:
@@ -486,10 +488,7 @@ def _with_tensors_for_numbers(name: str, args: Sequence[Any], like: Tensor) -> S
 
 
 def _record_graph(step: Step, arguments: list[Tensor], tape: Tape) -> Recording:
-    """Capture the step as a CUDA graph; the run that filled the tape was its warm-up.
-
-    The graph has memory of its own, from which it takes all intermediate results.
-    """
+    """Capture the step as a CUDA graph; the run that filled the tape was its warm-up."""
     for call in tape.calls:
         if not all(tensor.is_cuda for tensor in [*call.inputs, *call.outputs]):
             raise ValueError(
@@ -498,10 +497,26 @@ def _record_graph(step: Step, arguments: list[Tensor], tape: Tape) -> Recording:
             )
     calls = len(tape.calls)
     tape.calls.clear()  # and with them the results of the warm-up
+    replay, memory = as_cuda_graph(step, arguments, tape.generators)
+    return Recording(replay, calls, memory)
+
+
+def as_cuda_graph(
+    step: Callable[..., ResultT],
+    arguments: Sequence[Tensor],
+    generators: Sequence[torch.Generator] = (),
+) -> tuple[Callable[..., ResultT], int]:
+    """Capture a step that has been run before; return its replay, and the bytes that it holds.
+
+    Nothing is computed here. `arguments` become the graph's: a replay copies into them. The graph
+    has memory of its own, from which it takes all intermediate results.
+    """
     graph = torch.cuda.CUDAGraph()
-    for generator in tape.generators:
+    for generator in generators:
         cast(Any, graph).register_generator_state(generator)
-    with _undisturbed():
+    # The outer stream is for a capture that fails: torch then goes on with the inner one.
+    here = torch.cuda.current_stream()
+    with _undisturbed(), torch.cuda.stream(here):
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # so that all memory reserved below is the graph's
         before = torch.cuda.memory_reserved()
@@ -509,13 +524,13 @@ def _record_graph(step: Step, arguments: list[Tensor], tape: Tape) -> Recording:
             result = step(*arguments)
         memory = torch.cuda.memory_reserved() - before
 
-    def replay(*values: Tensor) -> Tensor:
+    def replay(*values: Tensor) -> ResultT:
         for own, value in zip(arguments, values, strict=True):
             own.copy_(value)
         graph.replay()
         return result
 
-    return Recording(replay, calls, memory)
+    return replay, memory
 
 
 @contextmanager

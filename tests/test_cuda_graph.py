@@ -20,8 +20,11 @@ from test_recording import RULES, assert_same_run
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from manualbp.checks.bench.variants import Floor
+from manualbp.checks.bench.workloads import WORKLOADS
 from manualbp.optimizers import SGD, Optimizer
 from manualbp.recording import Tape, capture
+from manualbp.training.compiled import Compiled
 
 
 class Strict(Tape):
@@ -80,6 +83,13 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         happened.append("captured")
 
     @contextmanager
+    def stream(stream: str) -> Generator[None]:
+        try:
+            yield
+        finally:
+            happened.append(f"back on {stream}")
+
+    @contextmanager
     def device(device: torch.device) -> Generator[None]:
         happened.append(f"device {device}")
         yield
@@ -96,6 +106,8 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         "Stream": lambda: next(streams),
         "CUDAGraph": lambda: Graph(happened),
         "graph": graph,
+        "current_stream": lambda: "the usual stream",
+        "stream": stream,
         "device": device,
         "synchronize": lambda: happened.append("synchronized"),
         "empty_cache": lambda: None,
@@ -141,6 +153,7 @@ def test_the_warm_up_is_undone_before_the_capture(log: list[str]) -> None:
         "synchronized",
         "capture on stream 1",
         "captured",
+        "back on the usual stream",
         "workspaces forgotten",
     ]
     assert memory.tolist() == [1, 1, 1]
@@ -155,8 +168,37 @@ def test_the_warm_up_is_undone_before_the_capture(log: list[str]) -> None:
 def test_after_a_capture_that_fails_all_is_as_before(log: list[str]) -> None:
     with pytest.raises(RuntimeError, match="copied from the host"):
         capture(lambda x: x * torch.tensor(2.0))(torch.ones(3))
-    assert log[-1] == "workspaces forgotten"
+    # torch.cuda.graph itself stays on the stream of a capture that fails.
+    assert log[-2:] == ["back on the usual stream", "workspaces forgotten"]
     assert gc.isenabled()
+
+
+def test_a_compiled_step_becomes_a_graph(log: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def uncompiled(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        return lambda values: graph(*values)
+
+    monkeypatch.setattr("manualbp.training.compiled.machine_code", uncompiled)
+    memory = torch.zeros(2)
+    others: list[Tensor] = []
+    compiled = Compiled(lambda x: memory.add_(x) * 2, others=lambda x: (others.append(x), x)[1])
+    results = [compiled(torch.full((2,), x)).tolist() for x in (1.0, 2.0)]
+    results.append(compiled(torch.tensor([3.0, 9.0, 4.0, 9.0])[::2]).tolist())  # not contiguous
+    assert results == [[2, 2], [6, 6], [12, 14]]
+    assert memory.tolist() == [6, 7]  # the first update was made once
+    assert compiled(torch.ones(3)) is others[0]
+    assert log.count("captured") == 1
+
+
+def test_the_products_of_the_floor_are_a_graph(log: list[str]) -> None:
+    """Else the floor would be the time that Python takes to start them."""
+    floor = Floor(WORKLOADS["W1"].problem(torch.float32, torch.device("cpu")))
+    assert log.count("captured") == 1
+    for product in floor.products:
+        product.keywords["out"].zero_()
+    floor.run([], 1)
+    assert len(floor.products) == 5
+    for product in floor.products:
+        assert torch.equal(product.keywords["out"], torch.mm(*product.args))
 
 
 def test_graphs_that_nobody_uses_are_gone_before_the_capture(log: list[str]) -> None:

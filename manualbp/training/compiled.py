@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from manualbp.errors import UsageError
-from manualbp.recording import Step, form
+from manualbp.recording import Step, as_cuda_graph, form
 
 Run = Callable[[list[Tensor]], Sequence[Tensor]]
 
@@ -36,11 +36,11 @@ class Compiled:
         self._step = step
         self._others = others
         self._form: tuple[Any, ...] = ()
-        self._program: Program | None = None
+        self._run: Step | None = None
 
     def __call__(self, *arguments: Tensor) -> Tensor:
         """Do what `step` does."""
-        if self._program is None:
+        if self._run is None:
             self.rows = self.rows or len(arguments[0])
             if len(arguments[0]) != self.rows:
                 return self._others(*arguments)
@@ -48,17 +48,21 @@ class Compiled:
             with torch.inference_mode(False), torch.no_grad():
                 return self._first(arguments)
         if form(arguments) == self._form:
-            return self._program(arguments)
+            return self._run(*arguments)
         return self._others(*arguments)
 
     def _first(self, arguments: Sequence[Tensor]) -> Tensor:
-        """Let torch.compile trace the step, keep the program, and return its first result."""
+        """Let torch.compile trace the step, keep the program, and return its first result.
+
+        On CUDA the program is kept as a CUDA graph: to start its kernels from Python would take
+        longer than they take.
+        """
         own = [a.clone(memory_format=torch.contiguous_format) for a in arguments]
 
         def backend(graph: GraphModule, examples: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
             def run(*inputs: Tensor) -> Sequence[Tensor]:
-                self._program = Program(graph, inputs, own)
-                return [self._program(own)]
+                self._run = Program(graph, inputs, own)
+                return [self._run(*own)]
 
             return run
 
@@ -66,6 +70,9 @@ class Compiled:
         traced = compiler(self._step, fullgraph=True, dynamic=False, backend=backend)
         result = traced(*own)
         torch.compiler.reset()  # torch keeps eight traces at most, and this has done its work
+        if self._run and result.is_cuda:
+            with torch.cuda.device(result.device):
+                self._run, _ = as_cuda_graph(self._run, own)
         return result
 
 
@@ -98,7 +105,7 @@ class Program:
                 f"torch.compile fails here: {reason}; mend that, or train without --compile"
             ) from error
 
-    def __call__(self, arguments: Sequence[Tensor]) -> Tensor:
+    def __call__(self, *arguments: Tensor) -> Tensor:
         """Return the step's result for arguments of the same shapes."""
         for place, number in self._places:
             self._inputs[place] = arguments[number].contiguous()  # as were those of the first call
