@@ -26,6 +26,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Step = Callable[..., Tensor]
@@ -36,16 +37,13 @@ MOST_SHAPES = 8
 all the time is run as it stands."""
 
 
-READ_BACK = ("_local_scalar_dense", "equal", "nonzero")
-"""Operations that make Python numbers, or shapes, out of the contents of a tensor."""
-
-
 class Captured:
     """`step`, recorded at the first call for each combination of argument shapes, then replayed.
 
     The result is overwritten by the next call for the same shapes. Tensors that the step reaches by
     itself (parameters, gradients, optimiser state) are changed in place, as by the step; arguments
-    are not. A shape that is new is recorded anew: nothing is ever computed in another's memory.
+    are not, and are read as they are at the call. A shape that is new is recorded anew: nothing is
+    ever computed in another's memory.
     """
 
     def __init__(self, step: Step) -> None:
@@ -81,9 +79,13 @@ class Captured:
 def form(arguments: Sequence[Tensor]) -> tuple[Any, ...]:
     """Return shapes, dtypes and devices: where they are the same, a step makes the same calls."""
     key: tuple[Any, ...] = ()
-    for argument in arguments:
-        # get_device() is a number, many times cheaper to look up than .device.
-        key += argument.shape, argument.dtype, argument.get_device()
+    try:
+        for argument in arguments:
+            # get_device() is a number, many times cheaper to look up than .device.
+            key += argument.shape, argument.dtype, argument.get_device()
+    except AttributeError:
+        kinds = ", ".join(type(argument).__name__ for argument in arguments)
+        raise TypeError(f"a step that is recorded takes tensors only, not {kinds}") from None
     return key
 
 
@@ -92,7 +94,9 @@ def capture(step: Step) -> Captured:
 
     A step takes tensors and returns one. It depends on tensors only: Python numbers that it uses
     keep for ever the values that they have while it is recorded. The first call raises ValueError
-    if the step reads a number back from a tensor, or on CUDA works with a tensor of the CPU.
+    if the step reads a number back from a tensor, has results whose shapes depend on the numbers in
+    one, or on CUDA works with a tensor of the CPU; TypeError if it takes or returns anything but
+    tensors. What it had changed by then is undone.
     """
     return Captured(step)
 
@@ -113,15 +117,32 @@ def record(step: Step, arguments: Sequence[Tensor]) -> Recording:
     # Outside of inference mode composite operations reach the tape as what they are made of.
     with torch.inference_mode(False), torch.no_grad():
         own = [argument.clone() for argument in arguments]
-        with tape:
-            result = step(*own)
+        try:
+            with tape, NumbersStayTensors():
+                result = _only_tensor(step(*own))
+        except BaseException:
+            tape.undo()
+            raise
         if result.is_cuda:
             tape.undo()
             with torch.cuda.device(result.device):
                 return _record_graph(step, own, tape)
-    recording = _plan(tape.calls, own, result)
-    tape.undo()  # last, because planning tries operations out, and some draw random numbers
-    return recording
+    try:
+        return _plan(tape.calls, own, result)
+    finally:
+        tape.undo()  # last, because planning tries operations out, and some draw random numbers
+
+
+def _only_tensor(result: object) -> Tensor:
+    if not isinstance(result, Tensor):
+        kind = type(result).__name__
+        raise TypeError(f"a step that returns {kind} cannot be recorded; return one tensor")
+    return result
+
+
+READ_BACK = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+BATCH_NORMS = ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm")
+"""They change the running mean and variance, and do not declare it."""
 
 
 @dataclass(frozen=True)
@@ -154,15 +175,56 @@ class Call:
     @cached_property
     def changed(self) -> list[Tensor]:
         """Return the arguments whose numbers the operation changes."""
-        if not _schema(self.op).is_mutable or torch.Tag.inplace_view in self.op.tags:
+        batch_norm = _name(self.op) in BATCH_NORMS
+        if torch.Tag.inplace_view in self.op.tags:
+            return []
+        if not batch_norm and not _schema(self.op).is_mutable:
             return []
         arguments = _schema(self.op).arguments
         named = dict(zip([a.name for a in arguments], self.args, strict=False)) | self.kwargs
-        return [
-            cast(Tensor, named[a.name])
-            for a in arguments
-            if a.alias_info is not None and a.alias_info.is_write and a.name in named
-        ]
+        if batch_norm:
+            running = [named["running_mean"], named["running_var"]]
+            return _tensors(running) if named["training"] else []
+        return _tensors(
+            [
+                named[a.name]
+                for a in arguments
+                if a.alias_info is not None and a.alias_info.is_write and a.name in named
+            ]
+        )
+
+    @property
+    def draws(self) -> bool:
+        """Return whether the operation draws random numbers."""
+        return torch.Tag.nondeterministic_seeded in self.op.tags
+
+    @property
+    def reads_back(self) -> bool:
+        """Return whether Python numbers, or shapes of results, come of the numbers in tensors."""
+        if _name(self.op) == "index":  # a mask picks as many as it has ones; row numbers do not
+            masks = (torch.bool, torch.uint8)
+            return any(index.dtype in masks for index in _tensors(self.args[1]))
+        return any(tag in READ_BACK for tag in self.op.tags)
+
+
+class NumbersStayTensors(TorchFunctionMode):
+    """Raises ValueError for what reads numbers back and is no operation, so that no tape sees it."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in (Tensor.tolist, Tensor.numpy, Tensor.__array__):
+            raise ValueError(reads_back(func.__name__))
+        return func(*args, **(kwargs or {}))
+
+
+def reads_back(name: str) -> str:
+    """Return why a step with that operation cannot be recorded."""
+    return (
+        f"a step that reads numbers back, as {name} does, or makes a shape of them, cannot be "
+        "recorded: a replay would go on with those of the recording; use operations whose results "
+        "are tensors of one shape, such as torch.where"
+    )
 
 
 class Tape(TorchDispatchMode):
@@ -185,11 +247,8 @@ class Tape(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         call = Call(func, args, kwargs or {}, None)
-        if _name(func) in READ_BACK:
-            raise ValueError(
-                f"a step that reads numbers back ({_name(func)}) cannot be recorded: a replay "
-                "would go on with the numbers of the recording; use tensor operations instead"
-            )
+        if call.reads_back:
+            raise ValueError(reads_back(_name(func)))
         for tensor in call.changed:
             if _memory(tensor) not in self._made:
                 self._before.append((tensor, tensor.clone()))
@@ -283,7 +342,7 @@ def _constants(kept: list[Call]) -> set[int]:
         follows = call.reads <= constants
         if (
             (follows or _name(call.op) in FACTORIES)
-            and torch.Tag.nondeterministic_seeded not in call.op.tags
+            and not call.draws
             and not changed & call.made.keys()
         ):
             constants |= call.made.keys()
@@ -291,7 +350,8 @@ def _constants(kept: list[Call]) -> set[int]:
 
 
 def _needed(calls: list[Call], result: Tensor) -> list[Call]:
-    """Return the calls whose effect reaches the result or memory from outside the recording.
+    """Return the calls whose effect reaches the result, memory from outside the recording, or the
+    random numbers that are drawn next.
 
     A view has none: it makes nothing and changes no number.
     """
@@ -300,7 +360,7 @@ def _needed(calls: list[Call], result: Tensor) -> list[Call]:
     kept: list[Call] = []
     for call in reversed(calls):
         written = {_memory(tensor) for tensor in call.changed}
-        if written - made or (written | call.made.keys()) & needed:
+        if call.draws or written - made or (written | call.made.keys()) & needed:
             kept.append(call)
             needed |= call.reads
     return kept[::-1]
@@ -361,7 +421,8 @@ class Arena:
                     block.start = max(block.start, other.start + other.size)
             placed.append(block)
             self.bytes = max(self.bytes, block.start + block.size)
-        self._memory = torch.empty(self.bytes, dtype=torch.uint8, device=device)
+        # Zeros, because operations are tried out on it, and 0 is a row number that there is.
+        self._memory = torch.zeros(self.bytes, dtype=torch.uint8, device=device)
 
     def holds(self, tensor: Tensor) -> bool:
         """Return whether the tensor lies here."""
@@ -385,11 +446,13 @@ class Inputs:
     """The arguments: large ones are read where the caller has them, the others copied.
 
     An argument in memory that is the recording's `own`, because the step changes or returns it, is
-    copied too; and so is the result of the last call, over which this one writes.
+    copied too; and so is a tensor that the step changes besides, and the result of the last call,
+    over which this one writes.
     """
 
     def __init__(self, arguments: list[Tensor], own: set[int], arena: Arena) -> None:
         self._arena = arena
+        self._own = own
         self._number = {_memory(argument): i for i, argument in enumerate(arguments)}
         self.copies: list[tuple[Callable[[Tensor], Tensor], int]] = []
         self.views: dict[int, dict[tuple[Any, ...], Tensor]] = {}
@@ -411,8 +474,9 @@ class Inputs:
         """Let the program read the large ones of these arguments."""
         for i, views in self.views.items():
             value, stride = values[i], self._strides[i]
-            # The kernels were told the recording's strides.
-            if value.stride() != stride or self._arena.holds(value):
+            # The kernels were told the recording's strides, and of no conjugate that is put off.
+            as_recorded = value.stride() == stride and not value.is_conj()
+            if not as_recorded or self._arena.holds(value) or _memory(value) in self._own:
                 value = value.new_empty_strided(value.size(), stride).copy_(value)
             storage, start = value.untyped_storage(), value.storage_offset()
             for (size, stride, offset, *_), view in views.items():
@@ -427,7 +491,7 @@ class Inputs:
 
 def _into(op: OpOverload, args: Any, kwargs: Any, out: Tensor) -> Callable[[], Any]:
     """Return a call of the operation that writes its result to `out`."""
-    name, overload = _name(op), _overload(op)
+    name, overload, as_recorded = _name(op), _overload(op), args
     if name in ("clone", "_to_copy"):
         return partial(out.copy_, args[0])
     writes_over = torch.Tag.pointwise in op.tags and isinstance(args[0], Tensor)
@@ -452,7 +516,7 @@ def _into(op: OpOverload, args: Any, kwargs: Any, out: Tensor) -> Callable[[], A
         except (TypeError, RuntimeError, UserWarning):  # it has no `out`, or wants other arguments
             continue
         return partial(cast(Any, function), *args, **kwargs, out=out)
-    return lambda: out.copy_(op(*args, **kwargs))
+    return lambda: out.copy_(op(*as_recorded, **kwargs))
 
 
 def _into_several(call: Call, args: Any, kwargs: Any, outs: list[Tensor]) -> Callable[[], Any]:
@@ -468,8 +532,10 @@ def _into_several(call: Call, args: Any, kwargs: Any, outs: list[Tensor]) -> Cal
 
 
 def _in_place(op: OpOverload, args: Any, kwargs: Any) -> Callable[[], Any]:
-    """Return a call of an operation that changes its first argument."""
+    """Return a call of an operation that changes arguments; mostly the first one only."""
     name, (changed, *others) = _name(op).removesuffix("_"), args
+    if not isinstance(changed, Tensor) or not hasattr(changed, f"{name}_") or "out" in kwargs:
+        return partial(op, *args, **kwargs)
     others = _with_tensors_for_numbers(name, others, changed)
     return partial(getattr(changed, f"{name}_"), *others, **kwargs)
 

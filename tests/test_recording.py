@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 from weakref import ref
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -353,10 +354,152 @@ def test_a_new_tensor_that_is_changed_is_made_anew(make: Callable[[Tensor], Tens
         assert torch.equal(captured(x), make(x).add_(x))
 
 
-def test_a_step_that_reads_numbers_back_is_refused() -> None:
-    captured = capture(lambda x: x * x.sum().item())
-    with pytest.raises(ValueError, match="reads numbers back"):
-        captured(torch.ones(3))
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda x: x * x.sum().item(),
+        lambda x: x if x.sum() > 0 else -x,
+        lambda x: x * sum(x.tolist()),
+        lambda x: torch.from_numpy(x.numpy() * 2),
+        lambda x: x * float(np.asarray(x)[0]),
+        lambda x: x[x > 0],
+        lambda x: x.masked_select(x > 0).sum(),
+        lambda x: x.nonzero().sum(),
+        lambda x: x.unique().sum(),
+        lambda x: x.repeat_interleave(x.long()),
+    ],
+)
+def test_a_step_that_reads_numbers_back_is_refused(step: Callable[[Tensor], Tensor]) -> None:
+    """Or that has a result of as many numbers as there are ones in a mask."""
+    captured = capture(step)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="a step that reads numbers back"):
+            captured(torch.ones(3))
+
+
+def test_what_a_refused_step_had_changed_is_undone() -> None:
+    w, masks = torch.ones(3), torch.Generator().manual_seed(0)
+    before = masks.get_state()
+
+    def step(x: Tensor) -> Tensor:
+        w.add_(x).mul_(torch.rand(3, generator=masks))
+        return w * w.sum().item()
+
+    captured = capture(step)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="reads numbers back"):
+            captured(torch.ones(3))
+        assert w.tolist() == [1, 1, 1]
+        assert torch.equal(masks.get_state(), before)
+
+
+@pytest.mark.parametrize("result", [None, 1.0, (torch.ones(3), torch.ones(3))], ids=repr)
+def test_a_step_that_returns_no_tensor_is_refused(result: Any) -> None:
+    kind = type(result).__name__
+    with pytest.raises(TypeError, match=f"a step that returns {kind} cannot be recorded"):
+        capture(lambda x: result)(torch.ones(3))
+
+
+def test_a_step_that_takes_a_number_is_refused() -> None:
+    with pytest.raises(TypeError, match="takes tensors only, not Tensor, float"):
+        capture(lambda x, rate: x * rate)(torch.ones(3), cast(Any, 0.1))
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda x: x[x.argmax(1)],
+        lambda x: x[x[:, 0].argsort()],
+        lambda x: x[:, x[0].argsort()] + x[[4, 3, 2, 1, 0]],
+        lambda x: x.index_select(0, x.argmax(1)),
+        lambda x: x.gather(1, x.argsort(1)),
+        lambda x: torch.nn.functional.embedding(x.argmax(1), x),
+        lambda x: torch.zeros_like(x).index_add(0, x.argmax(1), x),
+        lambda x: torch.zeros_like(x).index_put((x.argmax(1),), x[:1]),
+        lambda x: torch.linalg.inv(x @ x.T + torch.eye(5)),
+        lambda x: torch.rsub(x, 2, alpha=3),
+    ],
+)
+def test_an_operation_is_tried_out_on_numbers_that_suit_it(
+    step: Callable[[Tensor], Tensor],
+) -> None:
+    """Row numbers, say; and where none of its forms can be tried, it runs as it stands."""
+    captured = capture(step)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        x = torch.randn(5, 5, generator=generator)
+        assert torch.equal(captured(x), step(x))
+
+
+def test_random_numbers_that_nobody_uses_are_drawn() -> None:
+    """The next ones would be others."""
+
+    def step(x: Tensor, masks: torch.Generator) -> Tensor:
+        torch.rand(3, generator=masks)
+        return x * torch.rand(3, generator=masks)
+
+    ours, theirs = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
+    captured = capture(lambda x: step(x, ours))
+    for _ in range(3):
+        assert torch.equal(captured(torch.ones(3)), step(torch.ones(3), theirs))
+
+
+class Buffers:
+    """Tensors that a step changes, in a way that is not the usual one."""
+
+    def __init__(self) -> None:
+        self.a, self.b = torch.zeros(4), torch.ones(4)
+
+    def batch_norm(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.batch_norm(x, self.a, self.b, training=True)
+
+    def several_at_once(self, x: Tensor) -> Tensor:
+        torch._foreach_add_([self.a, self.b], [x[0], x[1]])
+        torch._foreach_mul_([self.a, self.b], 0.5)
+        return self.a + self.b
+
+    def out(self, x: Tensor) -> Tensor:
+        torch.mul(x[0], 2, out=self.a)
+        torch.mv(x.T, x[:, 0], out=self.b)
+        return self.a - self.b
+
+
+@pytest.mark.parametrize("name", ["batch_norm", "several_at_once", "out"])
+def test_whatever_an_operation_changes_is_changed_once(name: str) -> None:
+    ours, theirs = Buffers(), Buffers()
+    captured, eager = capture(getattr(ours, name)), getattr(theirs, name)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        x = torch.randn(6, 4, generator=generator)
+        assert torch.equal(captured(x), eager(x))
+        assert torch.equal(ours.a, theirs.a)
+        assert torch.equal(ours.b, theirs.b)
+
+
+@pytest.mark.parametrize("large", [0, LARGE])
+def test_an_argument_that_the_step_changes_besides_is_read_as_it_was(
+    large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manualbp.recording.LARGE", large)
+    w = torch.zeros(3)
+
+    def step(x: Tensor) -> Tensor:
+        w.add_(1)
+        return x * 1
+
+    captured = capture(step)
+    captured(torch.zeros(3))
+    assert captured(w).tolist() == [1, 1, 1]
+    assert w.tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("large", [0, LARGE])
+def test_a_conjugate_that_is_put_off(large: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("manualbp.recording.LARGE", large)
+    captured = capture(lambda x: x * 2)
+    x = torch.tensor([1 + 2j, 3j])
+    for z in (x, x.conj(), x):
+        assert torch.equal(captured(z), z * 2)
 
 
 def test_another_type_is_recorded_anew_and_too_many_shapes_run_eagerly() -> None:
