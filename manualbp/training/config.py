@@ -42,6 +42,9 @@ DTYPES: Mapping[DtypeName, torch.dtype] = {
     "bfloat16": torch.bfloat16,
 }
 
+MOST_THREADS = 1024
+"""More than processors have; torch dies of numbers much larger, and does not say why."""
+
 COMPUTED_IN: Mapping[PrecisionName, torch.dtype | None] = {
     "full": None,
     "bf16-mixed": torch.bfloat16,
@@ -220,7 +223,7 @@ class TrainConfig:
     def validate(self) -> None:
         """Raise UsageError for the first number that is out of range."""
         at_least_one = ("max_epochs", "accumulate")
-        at_least_zero = ("batch_size", "patience", "start_from_epoch", "threads")
+        at_least_zero = ("batch_size", "patience", "start_from_epoch")
         non_negative = ("momentum", "weight_decay", "min_delta", "l1", "l2", "checkpoint_seconds")
         finite = ("stopping_threshold", "divergence_threshold", "baseline")
         at_least_two = ("cross_validate", "restarts")
@@ -230,6 +233,7 @@ class TrainConfig:
         for name in at_least_zero:
             value = getattr(self, name)
             self._require(name, value is None or value >= 0, "0 or more")
+        self._require("threads", 0 <= self.threads <= MOST_THREADS, f"from 0 to {MOST_THREADS}")
         for name in non_negative:
             value = getattr(self, name)
             self._require(name, isfinite(value) and value >= 0, "0 or more")

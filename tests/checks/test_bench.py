@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from platform import python_version
 from typing import Any
 
 import pytest
@@ -105,6 +106,38 @@ def test_tables_of_an_own_network_fit_80_columns() -> None:
     assert "autograd, all compiled. left out by --no-compile" in said
 
 
+def test_tables_hold_memory_and_versions() -> None:
+    done = call("bench", "--workload", "W1", "--threads", 1, *QUICK)
+    title = f"W1: 1 thread, float32, cpu, torch {torch.__version__}, Python {python_version()}"
+    assert title in done.out
+    assert done.out.index("peak") < done.out.index("by hand, recorded")
+    (row,) = [line for line in done.out.splitlines() if line.startswith("autograd, fused")]
+    problem = small_problem("W1", torch.float32)
+    memory = memory_of_step(lambda: Autograd(problem, "fused"), problem)
+    assert row.split()[-2:] == [f"{memory.total / 1000:.1f}", f"{memory.peak / 1000:.1f}"]
+    saved = saved_by_hand(problem), saved_by_autograd(problem)
+    assert (
+        "Saved for the backward pass: {} bytes by hand, {} by autograd.".format(*saved) in done.out
+    )
+
+
+def test_tables_of_a_large_network_fit_80_columns() -> None:
+    names = [*BUILDERS, "floor"]
+    result = Result(
+        *("mlp/breast_cancer", 16, "bfloat16", "cuda", 3),
+        times={name: [100_000, 123_456, 150_000] for name in names},
+        unavailable={},
+        memory_bytes={name: Memory(800_000_000, 90_000_000, 850_000_000) for name in names},
+        saved_bytes={"manual": 100_000_000, "autograd": 100_000_000},
+    )
+    console = Console(width=80, record=True, file=StringIO())
+    print_results(console, [result])
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    (row,) = [" ".join(line.split()) for line in lines if line.startswith("autograd, all")]
+    assert row == "autograd, all compiled 123,456 111,728 - 136,728 1.00 890,000 850,000"
+
+
 def test_quiet_prints_nothing() -> None:
     done = call("bench", "--workload", "W1", "--quiet", *QUICK)
     assert (done.code, done.out, done.err) == (0, "", "")
@@ -121,13 +154,25 @@ def test_chart_and_event_file(tmp_path: Path) -> None:
     assert (image.width, image.height) == size
 
 
+def test_a_picture_that_cannot_be_written_is_told_of_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manualbp.checks.bench.measure_workload", None)
+    (tmp_path / "bench.png").mkdir()
+    done = call("bench", "--save", tmp_path, *QUICK)
+    assert (done.code, done.out) == (2, "")
+    assert "bench.png in it is a directory" in done.err
+    assert len(done.err.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--workload", "W2c"], "--workload W2c: there is no such workload; did you mean W2b?"),
         (["--workload", "W1", "zzz"], "there are: W1, W2a, W2b, W3-128, W3-1024"),
         (["--repeats", 0], "--repeats is 0: it must be at least 1"),
-        (["--threads", -1], "--threads is -1: it must be 0 or more"),
+        (["--threads", -1], "--threads is -1: it must be from 0 to 1024"),
+        (["--threads", 3_000_000_000], "--threads is 3000000000: it must be from 0 to 1024"),
         (["--hidden", 0], "--hidden is 0"),
         (["--data", "irs"], "did you mean 'iris'?"),
     ],
@@ -428,7 +473,7 @@ def test_threads_that_wait_for_a_core_are_told_of(one_thread: float | None, hind
         times={name: [median] for name, median in medians.items()},
         unavailable={},
         memory_bytes={"manual": memory, "autograd_default": memory},
-        saved_bytes={},
+        saved_bytes={"manual": 1, "autograd": 1},
         one_thread=one_thread,
     )
     assert result.as_json()["hindered"] == hindered

@@ -34,7 +34,7 @@ def test_the_defaults_are_valid() -> None:
         ("stopping_threshold", [math.nan, math.inf], [-1.0, None]),
         ("divergence_threshold", [math.nan, math.inf], [-1.0, None]),
         ("baseline", [math.nan, -math.inf], [-1.0, None]),
-        ("threads", [-1], [0, 1]),
+        ("threads", [-1, 1025], [0, 1, 1024]),
         ("seed", [-1, 2**32], [0, 2**32 - 1]),
         ("hidden", [(0,), (8, -1)], [(), (1,)]),
         ("dropout", [-0.1, 1.0, math.nan], [0.0, 0.9]),

@@ -19,6 +19,7 @@ from manualbp.errors import UsageError, did_you_mean
 from manualbp.models import ModelName
 from manualbp.training.config import (
     DTYPES,
+    MOST_THREADS,
     DeviceName,
     DtypeName,
     OptimizerName,
@@ -73,8 +74,8 @@ class BenchConfig:
         """Raise UsageError for the first option that is out of range."""
         if self.repeats < 1:
             raise UsageError(f"--repeats is {self.repeats}: it must be at least 1")
-        if self.threads < 0:
-            raise UsageError(f"--threads is {self.threads}: it must be 0 or more")
+        if not 0 <= self.threads <= MOST_THREADS:
+            raise UsageError(f"--threads is {self.threads}: it must be from 0 to {MOST_THREADS}")
         for name in self.workload:
             if name not in WORKLOADS:
                 hint = did_you_mean(name, list(WORKLOADS))
@@ -104,6 +105,8 @@ def bench(config: BenchConfig) -> list[Result]:
             config.save.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"--save {config.save}: cannot be made: {error.strerror}") from error
+        if (config.save / "bench.png").is_dir():
+            raise UsageError(f"--save {config.save}: bench.png in it is a directory")
     flush_denormals()  # on all sides alike
     # torch.compile would warn, in the middle of the progress display, that it leaves out profiling.
     logging.getLogger("torch._dynamo").setLevel(logging.ERROR)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from platform import python_version
 from typing import Any, cast
 
+import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -40,6 +42,11 @@ def print_results(console: Console, results: Sequence[Result]) -> None:
     """Print a table for each workload, one of all, and what their columns mean."""
     for result in results:
         console.print(_variants(result))
+        saved = [f"{result.saved_bytes[side]:,}" for side in ("manual", "autograd")]
+        console.print(
+            f"Saved for the backward pass: {saved[0]} bytes by hand, {saved[1]} by autograd.",
+            style="dim",
+        )
         for reason in dict.fromkeys(result.unavailable.values()):
             names = [LABELS[name] for name, r in result.unavailable.items() if r == reason]
             text = f"Not available: {'; '.join(names)}. {reason}"
@@ -59,10 +66,11 @@ def print_results(console: Console, results: Sequence[Result]) -> None:
         "torch.optim at its best of default, foreach and fused; ratio is its time over\n"
         "that by hand, recorded and not compiled. Floor: how many times as long as its\n"
         "matrix products alone. Memory: what is alive between two steps plus the most\n"
-        "that a step makes, by hand / by autograd. Where by hand is measured in parts of\n"
-        "the batch too, the faster counts for time, and for memory the leaner that is no\n"
-        "slower than autograd. Of several threads by hand uses one where a step is too\n"
-        "small to be shared, as train does.\n"
+        "that a step makes, in the last table by hand / by autograd; peak: the most that\n"
+        "is alive at once. Where by hand is measured in parts of the batch too, the\n"
+        "faster counts for time, and for memory the leaner that is no slower than\n"
+        "autograd. Of several threads by hand uses one where a step is too small to be\n"
+        "shared, as train does.\n"
         "Before the timing all variants agreed over 7 steps in float64, relative error\n"
         "at most 1e-9. Denormal numbers count as zero in all of them.",
         style="dim",
@@ -71,11 +79,14 @@ def print_results(console: Console, results: Sequence[Result]) -> None:
 
 def _variants(result: Result) -> Table:
     threads = f"{result.threads} thread{'s' if result.threads > 1 else ''}"
-    title = f"{result.workload}: {threads}, {result.dtype}, {result.device}"
+    title = (
+        f"{result.workload}: {threads}, {result.dtype}, {result.device}, "
+        f"torch {torch.__version__}, Python {python_version()}"
+    )
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    table.add_column("variant", no_wrap=True)
-    for name in ("median µs", "quartiles µs", "× by hand", "memory bytes"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("variant", no_wrap=True, vertical="bottom")
+    for name in ("median\nµs", "quartiles\nµs", "×\nby hand", "memory\nKB", "peak\nKB"):
+        table.add_column(name, justify="right", no_wrap=True, vertical="bottom")
     found = result.microseconds_per_step
     for name, label in LABELS.items():
         if name in found:
@@ -83,10 +94,10 @@ def _variants(result: Result) -> Table:
             memory = result.memory_bytes.get(name)
             table.add_row(
                 label,
-                _microseconds(times.median),
-                f"{_microseconds(times.q1)} - {_microseconds(times.q3)}",
+                _short(times.median),
+                f"{_short(times.q1)} - {_short(times.q3)}",
                 f"{result.over(name, result.by_hand):.2f}",
-                "" if memory is None else f"{memory.total:,}",
+                *(_short(n / 1000) for n in ([memory.total, memory.peak] if memory else [])),
             )
     return table
 
@@ -106,7 +117,7 @@ def _summary(results: Sequence[Result]) -> Table:
         table.add_column(name, justify="right", no_wrap=True, vertical="bottom")
     for result in results:
         best = cast(str, result.best(EAGER_AUTOGRAD))
-        times = {name: _microseconds(t.median) for name, t in result.microseconds_per_step.items()}
+        times = {name: _short(t.median) for name, t in result.microseconds_per_step.items()}
         table.add_row(
             result.workload,
             times[result.by_hand],
@@ -122,8 +133,8 @@ def _summary(results: Sequence[Result]) -> Table:
     return table
 
 
-def _microseconds(time: float) -> str:
-    return f"{time:,.1f}" if time < 1000 else f"{time:,.0f}"
+def _short(number: float) -> str:
+    return f"{number:,.1f}" if number < 1000 else f"{number:,.0f}"
 
 
 def save_chart(directory: Path, results: Sequence[Result]) -> None:
