@@ -32,7 +32,7 @@ from manualbp.checks.doctor.command import CheckConfig, check
 from manualbp.checks.doctor.selftest_config import SelftestConfig
 from manualbp.checks.engines import build_engine
 from manualbp.checks.locate import LocateConfig, locate, print_location
-from manualbp.errors import CheckFailed, Interrupted, UsageError
+from manualbp.errors import CheckFailed, Interrupted, UsageError, did_you_mean
 from manualbp.explain.config import ErrataConfig, ExplainConfig
 from manualbp.training.config import (
     COMPARABLE,
@@ -277,7 +277,16 @@ def _in_one_line(text: str) -> str:
         elif "helptext" not in hint:
             said.append(hint)
     # On a narrow terminal the full stop may stand on a line of its own.
-    return "; ".join(" ".join(part.split()).replace(" .", ".") for part in said)
+    line = "; ".join(" ".join(part.split()).replace(" .", ".") for part in said)
+    choice = re.fullmatch(
+        r"invalid choice '(.*)' for argument '(.*)'\. Expected .* \((.*)\)\.", line
+    )
+    if choice is None:
+        return line
+    word, option, listed = choice.groups()
+    names = re.findall(r"'([^']*)'", listed)
+    # Where an option may be left out tyro shuffles the names, and None among them.
+    return f"{option} {word}: {did_you_mean(word, sorted({*names} - {'None'}))}"
 
 
 def _base_config(words: list[str]) -> TrainConfig:

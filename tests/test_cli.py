@@ -183,13 +183,14 @@ def test_debug_shows_the_traceback(here: Path) -> None:
         ("train --lr fast", "Error parsing --lr: .* from ['fast']."),
         ("train --hidden 64 x", "Error parsing --hidden: .* ['64', 'x']"),
         ("train --batch-size 1.5", "Error parsing --batch-size: .*: '1.5'"),
+        ("train --model mpl", "--model mpl: did you mean mlp?"),
         (
-            "train --model mpl",
-            "invalid choice 'mpl' for argument '--model'. Expected one of ('ml",
+            "bench --model transformer",
+            "--model transformer: there are: logistic, maxout, mlp, residual",
         ),
-        ("train --engine hand", "invalid choice 'hand' for argument '--engine'. Expected one of "),
+        ("train --engine hand", "--engine hand: there are: autograd, lockstep, manual"),
         ("train --json yes", "Unrecognized options: yes"),
-        ("compare --dtype double", "invalid choice 'double' for argument '--dtype'. Expected one"),
+        ("compare --dtype double", "--dtype double: there are: bfloat16, float32, float64"),
         ("compare --lr 1", "Unrecognized or misplaced options: --lr .*; Perhaps you meant: --lr"),
     ],
 )
