@@ -21,7 +21,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, Self, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -57,6 +57,8 @@ class Captured:
         small steps enters it once, outside.
         """
         if not torch.is_inference_mode_enabled():
+            if Tape.running:  # this is a part of another step, which is being recorded
+                return self.step(*arguments)
             with torch.inference_mode():
                 return self(*arguments)
         return self.like(*arguments)(*arguments)
@@ -123,12 +125,18 @@ def record(step: Step, arguments: Sequence[Tensor]) -> Recording:
         except BaseException:
             tape.undo()
             raise
+        if name := tape.kept_elsewhere(result):
+            tape.undo()
+            raise ValueError(
+                f"a step that keeps a tensor that it makes, here by {name}, cannot be recorded: a "
+                "replay makes it without Python; make it beforehand, and change it in place"
+            )
         if result.is_cuda:
             tape.undo()
             with torch.cuda.device(result.device):
                 return _record_graph(step, own, tape)
     try:
-        return _plan(tape.calls, own, result)
+        return _plan(tape, own, result)
     finally:
         tape.undo()  # last, because planning tries operations out, and some draw random numbers
 
@@ -141,7 +149,7 @@ def _only_tensor(result: object) -> Tensor:
 
 
 READ_BACK = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
-BATCH_NORMS = ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm")
+BATCH_NORMS = ("batch_norm", "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm")
 """They change the running mean and variance, and do not declare it."""
 
 
@@ -213,8 +221,10 @@ class NumbersStayTensors(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if getattr(func, "__name__", "") in ("tolist", "numpy", "__array__"):
-            raise ValueError(reads_back(func.__name__))
+        name = getattr(func, "__name__", "")
+        at = name == "tensor_split" and any(isinstance(a, Tensor) for a in args[1:])
+        if at or name in ("tolist", "numpy", "__array__", "__dlpack__"):
+            raise ValueError(reads_back(name))
         return func(*args, **(kwargs or {}))
 
 
@@ -230,6 +240,9 @@ def reads_back(name: str) -> str:
 class Tape(TorchDispatchMode):
     """Runs operations as usual and writes them down; keeps what is needed to undo their effects."""
 
+    running: ClassVar[int] = 0
+    """How many there are at work; a recording makes one at a time."""
+
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         # torch would import its compiler, two seconds long, to tell it to leave the tape alone.
@@ -238,10 +251,19 @@ class Tape(TorchDispatchMode):
     def __init__(self) -> None:
         cast(Any, super()).__init__()
         self.calls: list[Call] = []
+        self.numbers: list[Tensor] = []
         self.generators: list[torch.Generator] = []
         self._made: set[int] = set()
         self._before: list[tuple[Tensor, Tensor]] = []
         self._states = [(own, own.get_state()) for own in _generators_of_torch()]
+
+    def __enter__(self) -> Self:
+        Tape.running += 1
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        Tape.running -= 1
+        cast(Any, super()).__exit__(*error)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -252,16 +274,45 @@ class Tape(TorchDispatchMode):
         for tensor in call.changed:
             if _memory(tensor) not in self._made:
                 self._before.append((tensor, tensor.clone()))
-        for leaf in call.kwargs.values():
+        for leaf in (*args, *call.kwargs.values()):
             if isinstance(leaf, torch.Generator):
                 self.generators.append(leaf)
                 self._states.append((leaf, leaf.get_state()))
+        if _name(func) == "lift_fresh":
+            # A tensor made of numbers, as by torch.tensor(0.0). The step gets a copy, for it may
+            # change that; the numbers stay.
+            func = torch.ops.aten.clone.default
+            self.numbers.append(args[0])
         out = func(*args, **call.kwargs)
         # Aliases, because a later `squeeze_` would change the shape in this note too.
         noted = Call(func, *_map(_alias, (args, call.kwargs, out)))
         self._made |= noted.made.keys()
         self.calls.append(noted)
         return out
+
+    def kept_elsewhere(self, result: Tensor) -> str | None:
+        """Return the operation that made a tensor which, after the step, is neither its result nor
+        garbage; None if there is none. Constants may be kept.
+        """
+        constants = _constants(self.calls, self.numbers)
+        # Memory, and what refers to it; a view refers to the tensor that it is a view of, too.
+        noted = {_memory(result): {0, 1} if result._base is not None else {0}}
+        for call in self.calls:
+            for tensor in (*call.inputs, *call.outputs):
+                noted.setdefault(_memory(tensor), set()).add(id(tensor))
+        for collect in (False, True):  # mostly garbage is gone at once
+            if collect:
+                gc.collect()
+            found = (
+                _name(call.op)
+                for call in self.calls
+                for memory in call.made
+                if memory not in constants and _references(memory) > len(noted[memory])
+            )
+            name = next(found, None)
+            if name is None:
+                return None
+        return name
 
     def undo(self) -> None:
         """Give tensors made before the recording, and random generators, their old contents."""
@@ -289,10 +340,10 @@ FACTORIES: dict[str, Callable[[Call], Any]] = {
 }
 
 
-def _plan(calls: list[Call], arguments: list[Tensor], result: Tensor) -> Recording:
+def _plan(tape: Tape, arguments: list[Tensor], result: Tensor) -> Recording:
     """Turn what was written down into a list of calls over planned memory."""
-    kept = _needed(calls, result)
-    constants = _constants(kept)
+    kept = _needed(tape.calls, result)
+    constants = _constants(kept, tape.numbers) - {_memory(result)}  # which the caller may change
     kept = [call for call in kept if not call.made or not call.made.keys() <= constants]
     blocks = _lifetimes(kept, result)
     arena = Arena(blocks, result.device)
@@ -304,20 +355,27 @@ def _plan(calls: list[Call], arguments: list[Tensor], result: Tensor) -> Recordi
 
     program: list[Callable[[], Any]] = []
     for call in kept:
-        args, kwargs = _map(place, (call.args, call.kwargs))
         made = list(call.made.values())
+        args = call.args
+        if _name(call.op) == "addmm" and made:  # it would spread the bias over the rows every time
+            args = (args[0].expand_as(made[0]), *args[1:])
+        args, kwargs = _map(place, (args, call.kwargs))
         factory = FACTORIES.get(_name(call.op))
         if not made:
             program.append(_in_place(call.op, args, kwargs))
-        elif len(made) > 1:
+        elif not isinstance(call.out, Tensor):
             program.append(_into_several(call, args, kwargs, [place(out) for out in made]))
         elif factory is None:
             program.append(_into(call.op, args, kwargs, place(made[0])))
         elif factory(call) is not None:
             program.append(partial(place(made[0]).fill_, factory(call)))
     own_result = place(result)
+    returned = _memory(result)
+    returns_argument = any(_memory(argument) == returned for argument in arguments)
 
     def replay(*values: Tensor) -> Tensor:
+        if returns_argument:  # the last result may be another argument now
+            values = tuple(v.clone() if _memory(v) == returned else v for v in values)
         for write, number in inputs.copies:
             write(values[number])
         if inputs.views:
@@ -331,13 +389,15 @@ def _plan(calls: list[Call], arguments: list[Tensor], result: Tensor) -> Recordi
     return Recording(replay, len(program), arena.bytes)
 
 
-def _constants(kept: list[Call]) -> set[int]:
+def _constants(kept: list[Call], numbers: list[Tensor]) -> set[int]:
     """Return the memory of results that follow from no argument, no parameter and no chance.
+
+    `numbers` are the tensors that were made of Python's numbers.
 
     The tensors of the recording serve for ever.
     """
     changed = {_memory(tensor) for call in kept for tensor in call.changed}
-    constants: set[int] = set()
+    constants = {_memory(tensor) for tensor in numbers}
     for call in kept:
         follows = call.reads <= constants
         if (
@@ -435,7 +495,9 @@ class Arena:
             return leaf
         numbers = self._memory.narrow(0, block.start, block.size).view(leaf.dtype)
         start = numbers.storage_offset() + leaf.storage_offset()
-        return numbers.as_strided(leaf.size(), leaf.stride(), start)
+        placed = numbers.as_strided(leaf.size(), leaf.stride(), start)
+        placed = placed.conj() if leaf.is_conj() else placed
+        return _negative(placed) if leaf.is_neg() else placed
 
 
 LARGE = 65_536
@@ -503,8 +565,6 @@ def _into(op: OpOverload, args: Any, kwargs: Any, out: Tensor) -> Callable[[], A
         args = (args[0], tuple(range(args[0].ndim)))
     if name in ("sum", "amax") and args[1:] and args[1] and len(args[1]) == 1:
         args = (args[0], args[1][0], *args[2:])  # a number is read faster than a list
-    if name == "addmm":  # it would spread the bias over the rows at every call
-        args = (args[0].expand_as(out), *args[1:])
     args = _with_tensors_for_numbers(name, args, out)
     # torch.mm(..., out=) takes half the time of torch.ops.aten.mm.out, which is the same kernel.
     candidates = [getattr(torch, name, None)]
@@ -534,7 +594,8 @@ def _into_several(call: Call, args: Any, kwargs: Any, outs: list[Tensor]) -> Cal
 def _in_place(op: OpOverload, args: Any, kwargs: Any) -> Callable[[], Any]:
     """Return a call of an operation that changes arguments; mostly the first one only."""
     name, (changed, *others) = _name(op).removesuffix("_"), args
-    if not isinstance(changed, Tensor) or not hasattr(changed, f"{name}_") or "out" in kwargs:
+    method = isinstance(changed, Tensor) and hasattr(changed, f"{name}_") and "out" not in kwargs
+    if not method or name == "index_put":  # as a method it takes no None, for all of an axis
         return partial(op, *args, **kwargs)
     others = _with_tensors_for_numbers(name, others, changed)
     return partial(getattr(changed, f"{name}_"), *others, **kwargs)
@@ -633,7 +694,12 @@ def no_garbage_collection() -> Generator[None]:
             gc.enable()
 
 
-# The four things that torch keeps private and a recording cannot do without.
+# The things that torch keeps private and a recording cannot do without.
+
+
+def _negative(tensor: Tensor) -> Tensor:
+    """Return a view that takes the numbers with the other sign, as the .imag of a conjugate is."""
+    return cast(Any, torch)._neg_view(tensor)
 
 
 def _forget_workspaces() -> None:
@@ -663,6 +729,13 @@ def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
 
 
+def _references(memory: int) -> int:
+    """Return how many tensors lie in a piece of memory."""
+    uses = cast(Any, torch._C)._storage_Use_Count  # pyright: ignore[reportPrivateUsage]
+    alone = torch.empty(1)
+    return uses(memory) - uses(_memory(alone)) + 1  # what asks holds it, too
+
+
 def _tensors(tree: Any) -> list[Tensor]:
     """Return the tensors among arguments, or results, of an operation."""
     if isinstance(tree, Tensor):
@@ -685,12 +758,14 @@ def _map(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
 
 
 def _alias(tensor: Tensor) -> Tensor:
-    return tensor.view_as(tensor)
+    # Not `view_as`: along an axis of length 1 it makes up the stride, by which kernels are chosen.
+    return torch.ops.aten.alias.default(tensor)
 
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:
     place = tensor.shape, tensor.stride(), tensor.storage_offset()
-    return *place, tensor.dtype, tensor.untyped_storage().nbytes()
+    kind = tensor.dtype, tensor.is_conj(), tensor.is_neg()
+    return *place, *kind, tensor.untyped_storage().nbytes()
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:

@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from manualbp.checks.agreement import make_inputs
 from manualbp.checks.registry import case_owner, layer_cases, loss_cases
-from manualbp.layers import Mode
-from manualbp.losses import CrossEntropyLoss, Penalty
+from manualbp.layers import Linear, Mode, Sequential, Tanh
+from manualbp.losses import CrossEntropyLoss, MSELoss, Penalty
 from manualbp.models import ModelName, build
 from manualbp.optimizers import (
     SGD,
@@ -104,6 +104,29 @@ def test_other_types(dtype: torch.dtype) -> None:
 def test_mixed_precision(rule: Optimizer, micro_batch: int, device: str) -> None:
     more = {"micro_batch": micro_batch} if micro_batch else {}
     assert_same_run(rule, rounded_to=torch.bfloat16, device=device, **more)
+
+
+@pytest.mark.parametrize("rows", [1, 8, 32])
+def test_a_network_with_one_output(rows: int) -> None:
+    """Along an axis of length 1 any stride would do, but kernels are chosen by it."""
+    net = Sequential(Linear(8, 16), Tanh(), Linear(16, 1))
+    engines = [
+        ManualEngine(
+            TrainingStep(net, MSELoss(), SGD(0.05)),
+            net.parameters(torch.Generator().manual_seed(0)),
+            torch.Generator(),
+            recorded=recorded,
+        )
+        for recorded in (False, True)
+    ]
+    data = torch.Generator().manual_seed(0)
+    for engine in engines:
+        engine.plan([0.05] * 40)
+    for _ in range(40):
+        x, target = torch.randn(rows, 8, generator=data), torch.randn(rows, 1, generator=data)
+        eager, replayed = (engine.step(x, target) for engine in engines)
+        assert torch.equal(eager, replayed)
+        assert torch.equal(*(engine.params.flat for engine in engines))
 
 
 def test_clipping_and_micro_batches(device: str) -> None:
@@ -345,6 +368,12 @@ def test_what_follows_from_constants_alone_is_computed_once() -> None:
         lambda x: x.new_full((3,), 7.0),
         lambda x: torch.arange(3.0),
         lambda x: torch.empty_like(x).fill_(7.0),
+        lambda x: torch.tensor(7.0).repeat(3),
+        lambda x: torch.tensor([0.0, 1.0, 2.0]),
+        lambda x: x.new_tensor([0.0, 1.0, 2.0]),
+        lambda x: torch.Tensor([0.0, 1.0, 2.0]),
+        lambda x: torch.asarray([0.0, 1.0, 2.0]),
+        lambda x: torch.from_numpy(np.zeros(3, np.float32)),
     ],
 )
 def test_a_new_tensor_that_is_changed_is_made_anew(make: Callable[[Tensor], Tensor]) -> None:
@@ -367,6 +396,8 @@ def test_a_new_tensor_that_is_changed_is_made_anew(make: Callable[[Tensor], Tens
         lambda x: x.nonzero().sum(),
         lambda x: x.unique().sum(),
         lambda x: x.repeat_interleave(x.long()),
+        lambda x: torch.tensor_split(x, x.long())[0],
+        lambda x: torch.from_dlpack(x * 2) + x,
     ],
 )
 def test_a_step_that_reads_numbers_back_is_refused(step: Callable[[Tensor], Tensor]) -> None:
@@ -405,6 +436,7 @@ def test_a_step_that_takes_a_number_is_refused() -> None:
         capture(lambda x, rate: x * rate)(torch.ones(3), cast(Any, 0.1))
 
 
+@pytest.mark.parametrize("large", [0, LARGE])
 @pytest.mark.parametrize(
     "step",
     [
@@ -418,12 +450,16 @@ def test_a_step_that_takes_a_number_is_refused() -> None:
         lambda x: torch.zeros_like(x).index_put((x.argmax(1),), x[:1]),
         lambda x: torch.linalg.inv(x @ x.T + torch.eye(5)),
         lambda x: torch.rsub(x, 2, alpha=3),
+        lambda x: torch.addmm(x, x, x, beta=-1),
+        lambda x: torch.addmm(x[0], x, x.T),
+        lambda x: torch.nn.grad.conv1d_weight(x[None], (5, 5, 1), x[None] * 2),
     ],
 )
 def test_an_operation_is_tried_out_on_numbers_that_suit_it(
-    step: Callable[[Tensor], Tensor],
+    step: Callable[[Tensor], Tensor], large: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Row numbers, say; and where none of its forms can be tried, it runs as it stands."""
+    monkeypatch.setattr("manualbp.recording.LARGE", large)
     captured = capture(step)
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
@@ -458,13 +494,24 @@ class Buffers:
         torch._foreach_mul_([self.a, self.b], 0.5)
         return self.a + self.b
 
+    def batch_norm_in_inference_mode(self, x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return self.batch_norm(x) * 1
+
+    def columns(self, x: Tensor) -> Tensor:
+        self.a.view(2, 2)[:, torch.tensor([1])] = x[:2, :1]
+        return self.a.add_(1) * 2
+
     def out(self, x: Tensor) -> Tensor:
         torch.mul(x[0], 2, out=self.a)
         torch.mv(x.T, x[:, 0], out=self.b)
         return self.a - self.b
 
 
-@pytest.mark.parametrize("name", ["batch_norm", "several_at_once", "out"])
+@pytest.mark.parametrize(
+    "name",
+    ["batch_norm", "batch_norm_in_inference_mode", "several_at_once", "columns", "out"],
+)
 def test_whatever_an_operation_changes_is_changed_once(name: str) -> None:
     ours, theirs = Buffers(), Buffers()
     captured, eager = capture(getattr(ours, name)), getattr(theirs, name)
@@ -494,12 +541,120 @@ def test_an_argument_that_the_step_changes_besides_is_read_as_it_was(
 
 
 @pytest.mark.parametrize("large", [0, LARGE])
-def test_a_conjugate_that_is_put_off(large: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda x: x * 2,
+        lambda x: (x * 2).conj() * 3,
+        lambda x: (x * 2).conj(),
+        lambda x: x.conj() @ (x + 1),
+        lambda x: (x * 2).conj().imag * 3,
+    ],
+)
+def test_a_conjugate_that_is_put_off(
+    step: Callable[[Tensor], Tensor], large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("manualbp.recording.LARGE", large)
-    captured = capture(lambda x: x * 2)
+    captured = capture(step)
     x = torch.tensor([1 + 2j, 3j])
-    for z in (x, x.conj(), x):
-        assert torch.equal(captured(z), z * 2)
+    for z in (x, x.conj(), -x):
+        assert torch.equal(captured(z), step(z))
+
+
+@pytest.mark.parametrize("large", [0, LARGE])
+def test_a_result_may_be_another_argument(large: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lies where the step has its own copy of the first one."""
+    monkeypatch.setattr("manualbp.recording.LARGE", large)
+
+    def step(a: Tensor, b: Tensor) -> Tensor:
+        return a.mul_(2).add_(b)
+
+    captured, x = capture(step), torch.ones(3)
+    result = captured(x, torch.full((3,), 5.0))
+    assert result.tolist() == [7, 7, 7]
+    assert captured(x, result).tolist() == [9, 9, 9]
+    assert captured(result, result).tolist() == [27, 27, 27]
+
+
+def test_a_constant_that_the_caller_changes_is_made_anew() -> None:
+    captured = capture(lambda x: torch.ones(3) * 2)
+    with torch.inference_mode():
+        captured(torch.ones(3)).zero_()
+        assert captured(torch.ones(3)).tolist() == [2, 2, 2]
+
+
+def test_random_numbers_of_every_kind() -> None:
+    def step(x: Tensor, masks: torch.Generator) -> Tensor:
+        draws = torch.poisson(x, generator=masks), torch.binomial(x, x / 9, generator=masks)
+        return draws[0] + draws[1]
+
+    ours, theirs = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
+    captured = capture(lambda x: step(x, ours))
+    for _ in range(3):
+        x = torch.full((4,), 5.0)
+        assert torch.equal(captured(x), step(x, theirs))
+
+
+def test_a_captured_step_within_another() -> None:
+    def mask(x: Tensor, masks: torch.Generator) -> Tensor:
+        return x * torch.empty_like(x).bernoulli_(0.5, generator=masks)
+
+    ours, theirs = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
+    inner = capture(lambda x: mask(x, ours))
+    outer = capture(lambda x: inner(x) + inner(x * 2))
+    for _ in range(3):
+        x = torch.ones(8)
+        assert torch.equal(outer(x), mask(x, theirs) + mask(x * 2, theirs))
+    assert torch.equal(inner(x), mask(x, theirs))
+
+
+class State:
+    """What a step keeps in Python, in ways that a replay cannot follow."""
+
+    def __init__(self) -> None:
+        self.w = torch.ones(3)
+        self.v: Tensor | None = None
+        self.seen: list[Tensor] = []
+
+    def made_when_needed(self, x: Tensor) -> Tensor:
+        if self.v is None:
+            self.v = torch.zeros(3)
+        return self.w.sub_(self.v.mul_(0.9).add_(x)).sum()
+
+    def replaced(self, x: Tensor) -> Tensor:
+        self.w = self.w - x
+        return self.w.sum()
+
+    def replaced_data(self, x: Tensor) -> Tensor:
+        self.w.data = self.w.data - x
+        return self.w.sum()
+
+    def remembered(self, x: Tensor) -> Tensor:
+        self.seen.append(x * 2)
+        return x + 1
+
+
+@pytest.mark.parametrize("name", ["made_when_needed", "replaced", "replaced_data", "remembered"])
+def test_a_step_that_keeps_what_it_makes_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="a step that keeps a tensor that it makes, here by"):
+        capture(getattr(State(), name))(torch.ones(3))
+
+
+def test_a_step_may_keep_constants_and_leave_garbage() -> None:
+    ones: list[Tensor] = []
+
+    class Cycle:
+        def __init__(self, tensor: Tensor) -> None:
+            self.tensor, self.me = tensor, self
+
+    def step(x: Tensor) -> Tensor:
+        if not ones:
+            ones.append(torch.ones(3))
+        return Cycle(x * 2).tensor + ones[0]
+
+    captured = capture(step)
+    for factor in (1.0, 2.0):
+        assert captured(torch.full((3,), factor)).tolist() == [2 * factor + 1] * 3
 
 
 def test_another_type_is_recorded_anew_and_too_many_shapes_run_eagerly() -> None:
