@@ -96,6 +96,9 @@ def draws(layer: AnyLayer) -> bool:
     return hasattr(twin(layer), "generator")
 
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
 @dataclass
 class _Search:
     """What has been found on the way through a model."""
@@ -109,6 +112,8 @@ class _Search:
 
         Where there is none, a fault is noted and what is returned stands for nothing.
         """
+        if any(getattr(module, hooks) for hooks in HOOKS):
+            return self._fault(module, path, "has a hook, of which nothing is known by hand")
         if is_sequence(module):
             return Sequential(
                 *(

@@ -41,6 +41,9 @@ from manualbp.explain.networks import float64
 from manualbp.explain.plain import PlainLoss
 from manualbp.models import ACTIVATIONS, ActivationName
 
+LARGEST = 1e50
+"""Of a number that is given: products of a few of them are finite."""
+
 
 @dataclass(frozen=True)
 class Values:
@@ -165,6 +168,10 @@ def _numbers(raw: Any, name: str, shape: tuple[int | None, ...]) -> Tensor:
         raise UsageError(f"{name}: the shape is {have}, expected {wanted}")
     if not found.isfinite().all():
         raise UsageError(f"{name}: expected finite numbers")
+    if found.abs().max() > LARGEST:
+        raise UsageError(
+            f"{name}: expected numbers of at most {LARGEST:g}, their products overflow"
+        )
     return found
 
 

@@ -510,6 +510,9 @@ def _sklearn(module: str, name: str) -> Any:
 
 
 def _standardised(values: AnyArray, train: Indices) -> Floats:
+    # Up to a power of two, which rounds nothing: squares of numbers such as 1e200 would overflow.
+    _, exponents = np.frexp(np.abs(values).max(axis=0))
+    values = np.ldexp(values, -exponents)
     known = values[train]
     # Not std == 0: rounding can leave the std of a constant column a little above zero.
     constant = known.min(axis=0) == known.max(axis=0)

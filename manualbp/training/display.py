@@ -69,9 +69,9 @@ def print_summary(console: Console, result: Mapping[str, Any]) -> None:
     value, loss = result[f"{part}_{score}"], result[f"{part}_loss"]
     reached = Text("not a number" if value is None else f"{value:.4f}", style="bold")
     if loss is not None:
-        reached = Text.assemble(
-            reached, f"  (loss {loss:.4f}, weights of epoch {result['best_epoch']})"
-        )
+        best = result["best_epoch"]
+        epoch = "the last epoch" if best is None else f"epoch {best}"
+        reached = Text.assemble(reached, f"  (loss {loss:.4f}, weights of {epoch})")
     epochs = result["epochs"]
     updates = result["steps_per_second"] * result["seconds"]
     stopped = (

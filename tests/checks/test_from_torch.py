@@ -97,6 +97,8 @@ class OwnSequence(nn.Sequential):
 
 
 twice = nn.Linear(2, 2)
+hooked = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
+hooked[0].register_forward_hook(lambda module, inputs, y: 2 * y)
 FAULTS: list[tuple[nn.Module, str]] = [
     (
         nn.Sequential(nn.Sequential(nn.Conv2d(1, 1, 1)), nn.Linear(2, 2), nn.LSTM(2, 2)),
@@ -104,6 +106,7 @@ FAULTS: list[tuple[nn.Module, str]] = [
     ),
     (nn.Softmax(), r"the model \(Softmax\) has dim=None"),
     (Own(), r"the model \(Own\) has no hand-written equal: it is no nn.Sequential"),
+    (hooked, r"0 \(Linear\) has a hook, of which nothing is known by hand$"),
     (nn.Sequential(OwnSequence()), r"0 \(OwnSequence\) has no hand-written equal"),
     (nn.Sequential(twice, nn.ReLU(), twice), r"2\.weight is the same parameter as 0\.weight"),
     (nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))), r"0 \(Parametrized"),

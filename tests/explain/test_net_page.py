@@ -258,6 +258,7 @@ def test_what_cannot_be_walked(arguments: Any, message: str) -> None:
         ({"inputs": [[1, 2, 3], [1, 2]]}, "inputs: expected numbers, in lists of equal length"),
         ({"inputs": ["1", 2, 3]}, "inputs: expected numbers"),
         ({"inputs": [10**400, 2, 3]}, "inputs: expected numbers"),
+        ('{"inputs": [1, 2, -1e200]}', "inputs: expected numbers of at most 1e+50"),
         ('{"inputs": [1, 2, NaN]}', "inputs: expected finite numbers"),
         ({"targets": [0]}, "there are targets without inputs"),
         ({"inputs": [[1, 2, 3]], "targets": [0, 1]}, "targets: there are 2 for 1 rows of inputs"),

@@ -552,6 +552,12 @@ def test_bad_arrays_are_refused(arrays, expected, savez):
     refused(savez(**arrays), "file.npz", *expected)
 
 
+@pytest.mark.parametrize("factor", [2.0**1000, 2.0**-1000])
+def test_numbers_whose_squares_overflow_are_standardised_as_others(factor, savez):
+    usual, large = (load(savez(x=x, t=T)) for x in (X, X * factor))
+    assert torch.equal(usual.train.x, large.train.x)
+
+
 def test_numbers_that_are_not_finite_are_located(savez):
     x, t = X.copy(), X.copy()
     x[3, 1] = np.nan

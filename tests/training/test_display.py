@@ -52,6 +52,10 @@ def test_a_regression_has_r2_and_one_epoch_is_no_plural() -> None:
     assert "after 1 epoch, " in text
 
 
+def test_without_a_best_epoch_the_weights_are_the_last() -> None:
+    assert "(loss 0.1148, weights of the last epoch)" in summary(best_epoch=None)
+
+
 def test_a_result_that_is_no_number_is_told_as_such() -> None:
     text = summary(test_accuracy=None, test_loss=None, best_epoch=None)
     assert re.search(r"^Test accuracy +not a number *$", text, re.MULTILINE)

@@ -98,6 +98,8 @@ def _law(trial: Trial, name: str) -> Diagnosis:
     start = f"the gradient of {name}"
     if not zero.isfinite().all():
         words = f"{start} is not a number for dy = 0: something is divided by what dy makes 0"
+        if not once.isfinite().all():
+            words = f"{start} is not finite"  # for any dy
         count = int((~zero.isfinite()).sum())
         return Diagnosis("not finite", name, words, f"{count} of {zero.numel()} numbers")
     if zero.any():

@@ -60,6 +60,10 @@ class Refused(Exception):
     """A contract does not apply here, with the reason."""
 
 
+DY, OTHER = 2_718_281_828, 1_414_213_562
+"""Seeds of upstream gradients begin here, and those of a second one there."""
+
+
 @dataclass(frozen=True)
 class Trial:
     """A subject with arguments and upstream gradients, in one dtype on one device."""
@@ -73,8 +77,12 @@ class Trial:
 
     @classmethod
     def of(cls, subject: Subject, arguments: Arguments, truth: Truth, seed: int) -> Trial:
-        """Draw random upstream gradients, in float64 on the CPU, then rounded and moved."""
-        generator = torch.Generator().manual_seed(seed)
+        """Draw random upstream gradients, in float64 on the CPU, then rounded and moved.
+
+        The generator begins elsewhere than one with this seed: whoever draws the inputs with it
+        would get dy = x, for which many a wrong gradient is right, and others too small to tell.
+        """
+        generator = torch.Generator().manual_seed((seed + DY) % 2**32)
         outputs = subject.run(copies(arguments)).outputs
         dys = [
             torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.device, y.dtype)
@@ -330,7 +338,7 @@ def dy_zero(trial: Trial) -> list[str]:
 
 def dy_linear(trial: Trial) -> list[str]:
     """The gradients for 2 dy + dy' are twice those for dy plus those for dy'."""
-    other = Trial.of(trial.subject, trial.arguments, trial.truth, seed=1)
+    other = Trial.of(trial.subject, trial.arguments, trial.truth, seed=OTHER)
     mixed = [2 * dy + more for dy, more in zip(trial.dys, other.dys, strict=True)]
     one, two = trial.gradients(), other.gradients()
     terms = [g for g in (*one.values(), *two.values()) if g is not None]
@@ -464,13 +472,16 @@ def outputs_alone(trial: Trial) -> list[str]:
 
 
 def nothing_changed(trial: Trial) -> list[str]:
-    """Neither pass writes to dy or to the inputs."""
+    """Neither pass writes to dy or to the inputs, nor the backward pass to the outputs."""
     arguments = copies(trial.arguments)
     dys = [dy.clone() for dy in trial.dys]
     watch = Watch(arguments)
     run = trial.subject.run(arguments)
     lines = watch.changes("the forward pass")
-    watch = Watch(arguments | {_dy_name(i, dys): dy for i, dy in enumerate(dys)})
+    several = len(dys) > 1
+    given = {f"dy[{i}]" if several else "dy": dy for i, dy in enumerate(dys)}
+    given |= {f"output {i}" if several else "the output": y for i, y in enumerate(run.outputs)}
+    watch = Watch(arguments | given)
     run.backward(dys)
     return lines + watch.changes("the backward pass")
 
@@ -764,7 +775,3 @@ def _added(a: Gradients, b: Gradients) -> dict[str, Tensor | None]:
         second = b.get(name)
         added[name] = second if first is None else first if second is None else first + second
     return added
-
-
-def _dy_name(number: int, dys: Sequence[Tensor]) -> str:
-    return "dy" if len(dys) == 1 else f"dy[{number}]"

@@ -284,8 +284,10 @@ def test_each_output_may_be_used_alone():
 def test_neither_pass_changes_its_arguments():
     given, upstream = arguments(), dys()
     kept = [t.clone() for t in (*given.values(), *upstream)]
-    run(given)[1](upstream)
-    for now, before in zip((*given.values(), *upstream), kept, strict=True):
+    outputs, backward = run(given)
+    kept += [y.clone() for y in outputs]
+    backward(upstream)
+    for now, before in zip((*given.values(), *upstream, *outputs), kept, strict=True):
         assert torch.equal(now, before)
 """,
     "repeated backward": """\

@@ -525,6 +525,19 @@ class WritesToDy(Double):
         return dy.mul_(2)
 
 
+class WritesToItsOutput(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = x.tanh()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        (y,) = ctx.saved_tensors
+        return dy * y.square_().neg_().add_(1)
+
+
 class WritesToX(Double):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -593,6 +606,12 @@ class AddsForDyZero(Double):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         return 2 * dy + (0 if dy.any() else 1)
+
+
+class NeverANumber(Double):
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        return dy * float("nan")
 
 
 class AddsAConstant(Double):

@@ -48,12 +48,20 @@ def test_a_right_pass_breaks_no_contract(name: str) -> None:
     assert determinism(trial(name)).verdict == "PASS"
 
 
+def test_dy_is_not_drawn_as_somebody_draws_x_with_the_same_seed() -> None:
+    """For dy = x many a wrong gradient is right."""
+    (dy,) = trial("Double").dys
+    x = torch.randn(dy.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert torch.corrcoef(torch.stack([x.flatten(), dy.flatten()]))[0, 1].abs() < 0.9
+
+
 BROKEN = [
     ("NeedsContiguous", "dy transposed", "view size"),
     ("ReadsMemory", "dy strided", "for a strided dy"),
     ("ReadsMemory", "dy transposed", "for a transposed dy"),
     ("WritesToDy", "dy expanded", "for an expanded dy"),
     ("WritesToDy", "no mutation", "the backward pass changes dy in place"),
+    ("WritesToItsOutput", "no mutation", "the backward pass changes the output in place"),
     ("WritesToX", "no mutation", "the forward pass changes x in place"),
     ("CapsDy", "dy scaled", "for 1024 dy"),
     ("IgnoresDy", "dy zero", "for dy = 0"),
