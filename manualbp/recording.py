@@ -97,8 +97,8 @@ def capture(step: Step) -> Captured:
     A step takes tensors and returns one. It depends on tensors only: Python numbers that it uses
     keep for ever the values that they have while it is recorded. The first call raises ValueError
     if the step reads a number back from a tensor, has results whose shapes depend on the numbers in
-    one, or on CUDA works with a tensor of the CPU; TypeError if it takes or returns anything but
-    tensors. What it had changed by then is undone.
+    one, keeps a tensor that it makes, or on CUDA works with a tensor of the CPU; TypeError if it
+    takes or returns anything but tensors. What it had changed in place by then is undone.
     """
     return Captured(step)
 
@@ -392,9 +392,7 @@ def _plan(tape: Tape, arguments: list[Tensor], result: Tensor) -> Recording:
 def _constants(kept: list[Call], numbers: list[Tensor]) -> set[int]:
     """Return the memory of results that follow from no argument, no parameter and no chance.
 
-    `numbers` are the tensors that were made of Python's numbers.
-
-    The tensors of the recording serve for ever.
+    The tensors of the recording serve for ever. `numbers` are those made of Python's numbers.
     """
     changed = {_memory(tensor) for call in kept for tensor in call.changed}
     constants = {_memory(tensor) for tensor in numbers}

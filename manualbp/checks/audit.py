@@ -65,7 +65,6 @@ ALLOWED_OPERATIONS: Mapping[str, frozenset[str]] = {
             "reciprocal",
             "rsub",
             "sub",
-            "sub_",
         }
     ),
     "functions of one number with a textbook derivative": frozenset(
