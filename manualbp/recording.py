@@ -528,7 +528,8 @@ class Inputs:
         number = self._number.get(_memory(leaf), -1)
         if number not in self.views:
             return leaf
-        return self.views[number].setdefault(_layout(leaf), _alias(leaf))
+        # Not `_alias`, which would hold on to the recording's copy; `show` gives it its strides.
+        return self.views[number].setdefault(_layout(leaf), leaf.view_as(leaf))
 
     def show(self, values: Sequence[Tensor]) -> None:
         """Let the program read the large ones of these arguments."""

@@ -35,7 +35,7 @@ from manualbp.layers import EVALUATION, Linear, Mode
 from manualbp.layers.base import SavedInput
 from manualbp.losses import HalfSquaredError
 from manualbp.optimizers import SGD
-from manualbp.recording import Tape
+from manualbp.recording import Captured, Tape
 from manualbp.training.engine import ManualEngine
 from manualbp.training.step import TrainingStep
 
@@ -598,6 +598,19 @@ def test_memory_is_what_is_alive_between_steps_and_at_the_worst_moment() -> None
             torch.zeros(5000)  # gone before the step that counts
 
     assert memory_of_step(LargeAtFirst, problem) == memory_of_step(Still, problem)
+
+
+def test_a_recording_holds_no_copy_of_a_large_batch() -> None:
+    problem = small_problem("W3-128", torch.float32)
+    by_hand = ByHand(problem)
+    memory = memory_of_step(lambda: by_hand, problem)
+    update = by_hand.engine._update
+    assert isinstance(update, Captured)
+    (recording,) = update.recordings.values()
+    batch = sum(tensor.nbytes for tensor in problem.batches[0])
+    momentum = params = problem.start.flat.nbytes
+    own = memory.live - (params + momentum + batch + recording.buffer_bytes)
+    assert 0 < own < problem.batches[0][0].nbytes / 10
 
 
 def test_saved_bytes_of_a_network_worked_out_by_hand() -> None:
