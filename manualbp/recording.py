@@ -535,9 +535,14 @@ class Inputs:
         """Let the program read the large ones of these arguments."""
         for i, views in self.views.items():
             value, stride = values[i], self._strides[i]
-            # The kernels were told the recording's strides, and of no conjugate that is put off.
-            as_recorded = value.stride() == stride and not value.is_conj()
-            if not as_recorded or self._arena.holds(value) or _memory(value) in self._own:
+            # The kernels were told the recording's strides, and of no conjugate or sign put off.
+            put_off = value.is_conj() or value.is_neg()
+            if (
+                value.stride() != stride
+                or put_off
+                or self._arena.holds(value)
+                or _memory(value) in self._own
+            ):
                 value = value.new_empty_strided(value.size(), stride).copy_(value)
             storage, start = value.untyped_storage(), value.storage_offset()
             for (size, stride, offset, *_), view in views.items():

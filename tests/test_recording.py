@@ -562,6 +562,14 @@ def test_a_conjugate_that_is_put_off(
 
 
 @pytest.mark.parametrize("large", [0, LARGE])
+def test_a_sign_that_is_put_off(large: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("manualbp.recording.LARGE", large)
+    captured, a = capture(lambda x: x * 2), torch.tensor([1.0, 2.0])
+    for x in (a, torch._neg_view(a), a):
+        assert torch.equal(captured(x), x * 2)
+
+
+@pytest.mark.parametrize("large", [0, LARGE])
 def test_a_result_may_be_another_argument(large: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """It lies where the step has its own copy of the first one."""
     monkeypatch.setattr("manualbp.recording.LARGE", large)
