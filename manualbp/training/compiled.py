@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
@@ -127,10 +130,38 @@ def machine_code(graph: GraphModule, inputs: list[Tensor]) -> Run:
     exported = cast(Any, torch.export.export(graph, tuple(inputs)))
     # torch warns of calls between its own parts.
     with warnings.catch_warnings(category=FutureWarning, action="ignore"):
-        package = compiler.aoti_compile_and_package(exported.run_decompositions(_products()))
-        model = compiler.aoti_load_package(package)
+        exported = exported.run_decompositions(_products())
+        kept = _kept_as(exported, inputs)
+        if not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(dir=kept.parent) as here:  # so that it is there whole or not
+                package = str(Path(here, kept.name))
+                compiler.aoti_compile_and_package(exported, package_path=package)
+                Path(package).replace(kept)
+        model = compiler.aoti_load_package(str(kept))
     # `model(...)` does the same, but first works out the structure of its arguments: 30 µs.
     return model.loader.run
+
+
+def _kept_as(program: torch.export.ExportedProgram, inputs: Sequence[Tensor]) -> Path:
+    """Return the file in torch's cache for the machine code of this program, there or not.
+
+    Its name stands for all that the results depend on, so that whoever trains the same network
+    again need not compile again. torch keeps by itself only what it compiles just in time.
+    """
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    depends_on = (
+        program.graph_module.code,
+        program.graph_signature,
+        {name: cast(Any, value).tolist() for name, value in program.constants.items()},
+        [(t.shape, t.stride(), t.dtype, t.data_ptr() % 64) for t in inputs],
+        torch.get_num_threads(),
+        torch.__version__,
+        cast(Any, torch.backends).cpu.get_cpu_capability(),
+    )
+    name = sha256(repr(depends_on).encode()).hexdigest()
+    return Path(cache_dir(), "manualbp", f"{name}.pt2")
 
 
 SMALL = 64

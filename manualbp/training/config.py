@@ -184,7 +184,7 @@ class TrainConfig:
     the same batches, compared at every step."""
     compile: bool = False
     """Pass the whole hand-written step through torch.compile as one program, which is faster for
-    small networks; takes a C++ compiler and half a minute."""
+    small networks; takes a C++ compiler and, the first time, half a minute."""
     lockstep_limit: float | None = None
     """Largest relative difference that lockstep lets pass; not given: 1e-9 in float64, 1e-3 in
     float32, 0.5 in bfloat16."""

@@ -210,8 +210,10 @@ class Run:
         self._saved_at = monotonic()
         try:
             with self._signals.noted():
-                waits = "compiling the step, half a minute" if self.config.compile else ""
-                self.display.start(self.trainer.progress.epoch, waits)
+                waits = "compiling the step, half a minute the first time"
+                self.display.start(
+                    self.trainer.progress.epoch, waits if self.config.compile else ""
+                )
                 reason = self.trainer.fit(self)
         except Interrupted:
             self._save()

@@ -145,14 +145,26 @@ def agreement(ours: list[Tensor], eager: list[Tensor]) -> dict[str, Any]:
 
 
 def machine_code_and_agreement() -> dict[str, Any]:
-    """Return what comes out of machine code, of a net with small products and larger ones."""
+    """Return what comes out of machine code, of a net with small products and larger ones; and
+    whether that was compiled again for the same step, and for one with another number in it.
+    """
     case: dict[str, Any] = {"rule": Adam(0.01), "loss": MSELoss(), "sizes": [2, 2, 2, 2]}
-    return agreement(trained(True, **case), trained(False, **case))
+    first = trained(True, **case)
+    with mock.patch("torch._inductor.aoti_compile_and_package") as compiler:
+        again = trained(True, **case)
+        same = compiler.call_count
+        compiler.side_effect = RuntimeError("compiled anew")
+        with pytest.raises(UsageError, match="compiled anew"):
+            trained(True, **case | {"rule": Adam(0.01, eps=1e-7, betas=(0.8, 0.999))})
+    return agreement(first, trained(False, **case)) | {
+        "compiled again": same,
+        "same numbers": all(map(torch.equal, first, again)),
+    }
 
 
-def said(*arguments: str) -> dict[str, Any]:
+def said(*arguments: str, **variables: str) -> dict[str, Any]:
     """Return what this file says as a program."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), **variables}
     command = [sys.executable, __file__, *arguments]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
@@ -224,10 +236,14 @@ def test_a_resumed_run_compiles_the_usual_batch_even_if_it_begins_with_a_smaller
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
-def test_machine_code_has_the_numbers_of_the_eager_step() -> None:
-    outcome = said("machine code")
+def test_machine_code_has_the_numbers_of_the_eager_step_and_is_kept(tmp_path: Path) -> None:
+    outcome = said("machine code", TORCHINDUCTOR_CACHE_DIR=str(tmp_path))
     assert outcome["moved"]
     assert max(outcome["errors"]) < 1e-12
+    assert outcome["compiled again"] == 0
+    assert outcome["same numbers"]
+    (kept,) = (tmp_path / "manualbp").iterdir()  # and nothing half done
+    assert kept.suffix == ".pt2"
 
 
 if __name__ == "__main__":
