@@ -21,7 +21,7 @@ from inspect import getsource
 from itertools import pairwise, takewhile
 from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, get_args, get_type_hints
+from typing import Annotated, Any, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 import tyro
 from rich.console import Console
@@ -51,11 +51,14 @@ Command: TypeAlias = (
     | CompareConfig
     | CheckConfig
     | LocateConfig
-    | SelftestConfig
     | BenchConfig
     | ExplainConfig
     | ErrataConfig
+    | SelftestConfig
 )
+VERBS: dict[str, type[Any]] = {
+    kind.__name__.removesuffix("Config").lower(): kind for kind in get_args(Command)
+}
 
 
 def run() -> None:
@@ -67,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        _require_command(words)
         base = _base_config(words)
         command, *others = [_parse(line, base) for line in several(words)]
         if isinstance(command, CompareConfig):
@@ -186,7 +190,7 @@ def several(words: Sequence[str]) -> list[list[str]]:
     while rest:
         word = rest.pop(0)
         option, _, value = word.partition("=")
-        name = option.removeprefix("--").replace("-", "_")
+        name = _field(option)
         takes_several = words[0] == "train" and name in COMPARABLE
         more = list(takewhile(_is_value, rest)) if takes_several else []
         rest = rest[len(more) :]
@@ -224,8 +228,8 @@ def _fold_help(config: type[Any]) -> None:
                 pass
 
 
-for verb in get_args(Command):
-    _fold_help(verb)
+for command in VERBS.values():
+    _fold_help(command)
 
 
 def _parse(words: list[str], base: TrainConfig) -> Command:
@@ -233,16 +237,13 @@ def _parse(words: list[str], base: TrainConfig) -> Command:
 
     tyro describes a mistake in several lines; here it becomes one line.
     """
-    commands: Any = (
-        Annotated[TrainConfig, tyro.conf.subcommand("train", default=base)]
-        | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
-        | Annotated[CheckConfig, tyro.conf.subcommand("check")]
-        | Annotated[LocateConfig, tyro.conf.subcommand("locate")]
-        | Annotated[BenchConfig, tyro.conf.subcommand("bench")]
-        | Annotated[ExplainConfig, tyro.conf.subcommand("explain")]
-        | Annotated[ErrataConfig, tyro.conf.subcommand("errata")]
-        | Annotated[SelftestConfig, tyro.conf.subcommand("selftest")]
-    )
+    defaults: dict[str, Any] = {"train": {"default": base}}
+    commands: Any = Union[  # noqa: UP007  the other form takes no tuple
+        tuple(
+            Annotated[kind, tyro.conf.subcommand(verb, **defaults.get(verb, {}))]
+            for verb, kind in VERBS.items()
+        )
+    ]
 
     def parse() -> Command:
         return tyro.cli(
@@ -260,33 +261,80 @@ def _parse(words: list[str], base: TrainConfig) -> Command:
             return parse()
     except SystemExit as stop:
         if stop.code not in (0, None):
-            raise UsageError(_in_one_line(stderr.getvalue())) from None
+            raise UsageError(_in_one_line(stderr.getvalue(), words)) from None
     return parse()  # prints the help again, for everyone to see
 
 
-def _in_one_line(text: str) -> str:
+def _in_one_line(text: str, words: Sequence[str]) -> str:
     """Return what tyro says of a mistake, without the title above it and the help below it."""
-    _, message, *hints = re.split(r"^ *-+ *$", text, flags=re.MULTILINE)
-    said = [message.split("Got errors:")[0]]
-    for hint in hints:
-        if "Perhaps you meant:" in hint:
-            # Of the suggestions the nearest option is enough.
-            options = re.findall(r"^ *(--[\w-]+)", hint, flags=re.MULTILINE)
-            typed = re.findall(r"--[\w-]+", message)
-            said += [f"Perhaps you meant: {get_close_matches(typed[0], options, 1, 0.0)[0]}"]
-        elif "helptext" not in hint:
-            said.append(hint)
+    message = re.split(r"^ *-+ *$", text, flags=re.MULTILINE)[1]
     # On a narrow terminal the full stop may stand on a line of its own.
-    line = "; ".join(" ".join(part.split()).replace(" .", ".") for part in said)
-    choice = re.fullmatch(
-        r"invalid choice '(.*)' for argument '(.*)'\. Expected .* \((.*)\)\.", line
-    )
-    if choice is None:
-        return line
-    word, option, listed = choice.groups()
-    names = re.findall(r"'([^']*)'", listed)
-    # Where an option may be left out tyro shuffles the names, and None among them.
-    return f"{option} {word}: {did_you_mean(word, sorted({*names} - {'None'}))}"
+    line = " ".join(message.split()).replace(" .", ".")
+    if line.startswith("Unrecognized"):
+        return _unknown(line, words)
+    if missing := re.match(r"Missing value for argument '(.*)'", line):
+        return f"{missing[1]}: the value is missing"
+    if wrong := re.match(r"Error parsing (--[\w-]+)", line):
+        option = wrong[1]
+        kinds = _kinds(words[0], _field(option))
+        number = "whole number" if int in kinds else "number"
+        expected = f"{number}s" if tuple in kinds else f"a {number}"
+        return f"{option} {_typed(option, words)}: expected {expected}"
+    if choice := re.match(r"invalid choice '(.*)' for argument '(.*)'\. Expected (.*)", line):
+        word, option, listed = choice.groups()
+        # Where an option may be left out tyro shuffles the names, and None among them.
+        names = sorted({*re.findall(r"'([^']*)'", listed)} - {"None"})
+        return f"{option} {word}: {did_you_mean(word, names)}"
+    return line
+
+
+def _unknown(line: str, words: Sequence[str]) -> str:
+    """Return what there is instead of the words that tyro, in this line, does not recognise."""
+    verb, *rest = words
+    known = [f"--{item.name.replace('_', '-')}" for item in fields(VERBS[verb])]
+    options = [word.partition("=")[0] for word in rest if word.startswith("--")]
+    unknown = [o for o in options if f"--{_field(o)}".replace("_", "-") not in known]
+    near = get_close_matches(unknown[0], known, 1) if unknown else []
+    hint = f"did you mean {near[0]}?" if near else f"see manualbp {verb} --help"
+    if unknown:
+        return f"{verb} has no option {unknown[0]}; {hint}"
+    (word, *_) = re.findall(r"options: ([^ ,]+)", line)
+    return f"{verb}: {word} is not the value of an option; {hint}"
+
+
+def _kinds(verb: str, name: str) -> set[Any]:
+    """Return the types that the values of an option may have; tuple among them for a list."""
+    kinds: list[Any] = [get_type_hints(VERBS[verb])[name]]
+    found: set[Any] = set()
+    while kinds:
+        kind = kinds.pop()
+        found.add(get_origin(kind) or kind)
+        kinds += get_args(kind)
+    return found
+
+
+def _typed(option: str, words: Sequence[str]) -> str:
+    """Return what was typed after an option, the last time that it was given."""
+    parts = [part for word in words for part in word.split("=", 1)]
+    place = len(parts) - parts[::-1].index(option)
+    return " ".join(takewhile(_is_value, parts[place:]))
+
+
+def _field(option: str) -> str:
+    """Return the name of what an option sets: --no-json sets json."""
+    return re.sub("^--(no-)?", "", option).replace("-", "_")
+
+
+def _require_command(words: Sequence[str]) -> None:
+    """Raise UsageError unless the first word is a command, or asks for help."""
+    first = words[0] if words else ""
+    if first in (*VERBS, "-h", "--help"):
+        return
+    there_are = f"there are: {', '.join(VERBS)}"
+    if not first or first.startswith("-"):
+        raise UsageError(f"expected a command first, as in manualbp train; {there_are}")
+    hint = did_you_mean(first, list(VERBS))
+    raise UsageError(f"{first}: there is no such command; {hint}")
 
 
 def _base_config(words: list[str]) -> TrainConfig:
@@ -304,7 +352,7 @@ def _base_config(words: list[str]) -> TrainConfig:
     return TrainConfig()
 
 
-def _value_of(option: str, words: list[str]) -> str | None:
+def _value_of(option: str, words: Sequence[str]) -> str | None:
     """Return the value that tyro is going to find: the last one."""
     found = None
     for word, following in zip(words, [*words[1:], None], strict=False):

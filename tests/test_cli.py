@@ -162,36 +162,34 @@ def test_debug_shows_the_traceback(here: Path) -> None:
 
 # Words that are not understood -------------------------------------------------------------------
 
+COMMANDS = "train, compare, check, locate, bench, explain, errata, selftest"
+
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("", "Expected one of {train, compare, check, locate, bench, explain, errata, selftest}."),
-        (
-            "trian",
-            "Unrecognized options: trian; "
-            "Available subcommands: train, compare, check, locate, bench, explain, errata",
-        ),
-        ("--data iris", "Unrecognized or misplaced options: --data .*; Perhaps you meant: --data"),
-        ("train iris", "Unrecognized options: iris"),
-        ("train --date iris", "Unrecognized options: --date, iris; Perhaps you meant: --data"),
-        (
-            "train --max_epoch 3",
-            "Unrecognized options: --max_epoch, 3; Perhaps you meant: --max",
-        ),
-        ("train --lr", "Missing value for argument '--lr'. Expected 1 values."),
-        ("train --lr fast", "Error parsing --lr: .* from ['fast']."),
-        ("train --hidden 64 x", "Error parsing --hidden: .* ['64', 'x']"),
-        ("train --batch-size 1.5", "Error parsing --batch-size: .*: '1.5'"),
+        ("", f"expected a command first, as in manualbp train; there are: {COMMANDS}"),
+        ("trian", "trian: there is no such command; did you mean train?"),
+        ("fit", f"fit: there is no such command; there are: {COMMANDS}"),
+        ("--data iris", "expected a command first, as in manualbp train; there are: train"),
+        ("train iris", "train: iris is not the value of an option; see manualbp train --help"),
+        ("train --date iris", "train has no option --date; did you mean --data?"),
+        ("train --max_epoch 3", "train has no option --max_epoch; did you mean --max-epochs?"),
+        ("errata --lr=3", "errata has no option --lr; see manualbp errata --help"),
+        ("train --no-hope", "train has no option --no-hope; see manualbp train --help"),
+        ("train --lr", "--lr: the value is missing"),
+        ("train --lr fast", "--lr fast: expected a number"),
+        ("train --lr=fast --quiet", "--lr fast: expected a number"),
+        ("train --hidden 64 x", "--hidden 64 x: expected whole numbers"),
+        ("train --batch-size 1.5", "--batch-size 1.5: expected a whole number"),
         ("train --model mpl", "--model mpl: did you mean mlp?"),
         (
             "bench --model transformer",
             "--model transformer: there are: logistic, maxout, mlp, residual",
         ),
         ("train --engine hand", "--engine hand: there are: autograd, lockstep, manual"),
-        ("train --json yes", "Unrecognized options: yes"),
+        ("train --no-json yes", "train: yes is not the value of an option; see"),
         ("compare --dtype double", "--dtype double: there are: bfloat16, float32, float64"),
-        ("compare --lr 1", "Unrecognized or misplaced options: --lr .*; Perhaps you meant: --lr"),
     ],
 )
 @pytest.mark.parametrize("columns", ["40", "80", "300"])
@@ -199,8 +197,7 @@ def test_words_that_are_not_understood(
     words: str, message: str, columns: str, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
-    pattern = re.escape(message).replace(r"\.\*", ".*")
-    assert re.match(pattern, refused(here, *words.split()))
+    assert refused(here, *words.split()).startswith(message)
 
 
 class Terminal(io.TextIOWrapper):
@@ -219,7 +216,7 @@ def test_a_mistake_is_one_line_at_a_terminal_too(
     monkeypatch.setattr(sys, "stderr", err)
     assert cli.main(["train", "--date", "iris"]) == 2
     said = err.buffer.getvalue().decode()
-    assert said == "manualbp: Unrecognized options: --date, iris; Perhaps you meant: --data\n"
+    assert said == "manualbp: train has no option --date; did you mean --data?\n"
 
 
 def test_a_sentence_is_drawn_in_one_colour(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -249,8 +249,10 @@ def _csv(source: str, content: bytes, target: str | None, task: str) -> _Table:
                 f"expected {width}, as in line {first.line}"
             )
     if width == 1:
+        other = next((mark for mark in (";", "\t", "|") if mark in first.cells[0]), None)
+        why = f"cells are separated by {other!r}" if other else "there is one column only"
         raise UsageError(
-            f"{source}: no feature column, as there is one column only; "
+            f"{source}: no feature column, as {why}; "
             "expected features and a target, separated by commas"
         )
     if _has_header(rows, target):

@@ -440,7 +440,7 @@ def test_a_single_row_of_numbers_is_no_header(write):
         pytest.param("\ufeff\r\n \n", ("empty",), id="blank lines only"),
         pytest.param("a,b,kind\n", ("only a header",), id="header only"),
         pytest.param("kind\nno\nyes\n", ("no feature column", "commas"), id="one column"),
-        pytest.param("a;b\n1;2\n", ("no feature column", "commas"), id="semicolons"),
+        pytest.param("a;b\n1;2\n", ("separated by ';'", "commas"), id="semicolons"),
         pytest.param(csv_of().encode("utf-16"), ("line 1", "not UTF-8"), id="UTF-16"),
         pytest.param(csv_of().encode() + b"1,2,f\xfcr\n", ("line 42", "UTF-8"), id="Latin-1"),
     ],

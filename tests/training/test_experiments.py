@@ -477,7 +477,7 @@ def test_without_rates_the_usual_ones_are_tried(monkeypatch: pytest.MonkeyPatch)
     [
         ("--lr 0.1 0.10", "two of the runs have the same settings: give each value once"),
         ("--lr 0.1 -1", "--lr is -1.0: it must be more than 0"),
-        ("--lr 0.1 x", "Error parsing --lr: "),
+        ("--lr 0.1 x", "--lr x: expected a number"),
         ("--find-lr --lr 0.1", "--find-lr looks for a learning rate: leave out --lr"),
         ("--find-lr --batch-size 1 2", "--find-lr is one short training: leave out several values"),
         (
@@ -497,7 +497,7 @@ def test_without_rates_the_usual_ones_are_tried(monkeypatch: pytest.MonkeyPatch)
         ("--resume run --cross-validate 2", "--resume goes on with one run: leave out --cross-val"),
         ("--lr 0.1 0.2 --run-dir run", "run directory run already holds a run: choose another"),
         ("--find-lr --run-dir run", "run directory run already holds a run: choose another"),
-        ("--seed 1 2", "Unrecognized options: 2"),
+        ("--seed 1 2", "train: 2 is not the value of an option"),
         ("--fold 1/2 --data xor", "xor cannot be cut into folds: its four points are in every"),
     ],
 )
