@@ -13,7 +13,13 @@ from rich.text import Text
 from torch import Tensor
 
 from manualbp.checks.doctor.subject import Diagnosis
-from manualbp.checks.user_code import ROWS, load_network, rows_for
+from manualbp.checks.user_code import (
+    ROWS,
+    example_inputs,
+    execution,
+    load_network,
+    rows_for,
+)
 from manualbp.checks.watching import AUTOGRAD, Finding, exact, judged, watch_layer, watch_module
 from manualbp.errors import UsageError, did_you_mean
 from manualbp.layers import AnyLayer, Layer
@@ -43,7 +49,8 @@ class LocateConfig:
     manualbp, or a function that returns one. The code of the file is executed."""
     data: str | None = None
     """Data set whose first rows go in, as with train; not given: digits, and for a model of your
-    own random numbers."""
+    own what a function NAME_inputs() or example_inputs() in its file returns, or else random
+    rows."""
     device: DeviceName = "auto"
     """auto: CUDA where there is one, else the CPU."""
     seed: int = 0
@@ -59,7 +66,7 @@ class Location:
     """The findings on all layers, in the order of the backward pass."""
 
     network: str
-    rows: str  # what went in
+    inputs: str  # what went in
     findings: list[Finding]
 
     @cached_property
@@ -131,8 +138,17 @@ def locate(config: LocateConfig) -> Location:
 
 
 def _of_own_model(config: LocateConfig, device: torch.device) -> Location:
-    model = load_network(config.model, config.seed)
-    x = rows_for(model, config.data, config.seed)[:FEW_ROWS].to(device)
+    module, model = load_network(config.model, config.seed)
+    name = config.model.rpartition(":")[2]
+    given = None if config.data else example_inputs(module, name)
+    if given is None:
+        x = rows_for(model, config.data, config.seed)[:FEW_ROWS].to(device)
+        what = f"{len(x)} {f'rows of {config.data}' if config.data else 'random rows'}"
+    else:
+        cast(Any, torch).manual_seed(config.seed)
+        what = f"{given.__name__}()"
+        with execution(what):
+            x = _only_floats(given(), what).to(device, torch.float64)
 
     def upstream(y: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(config.seed)
@@ -147,11 +163,23 @@ def _of_own_model(config: LocateConfig, device: torch.device) -> Location:
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         shape = "×".join(map(str, x.shape))
         said = " ".join(str(error).split())
+        hint = "" if config.data or given else f"; others may come from {name}_inputs() in its file"
         raise UsageError(
-            f"--model {config.model} does not run on rows of shape {shape}: {said}"
+            f"--model {config.model} does not run on inputs of shape {shape}: {said}{hint}"
         ) from error
-    rows = f"{len(x)} {f'rows of {config.data}' if config.data else 'random rows'}"
-    return Location(config.model.rpartition(":")[2], rows, findings)
+    return Location(name, what, findings)
+
+
+def _only_floats(inputs: object, what: str) -> Tensor:
+    """Return the one tensor of floating point that a user's function returns, alone or in a tuple.
+
+    Raises UsageError for anything else.
+    """
+    listed = cast("tuple[object, ...]", inputs if isinstance(inputs, tuple) else (inputs,))
+    x = listed[0] if len(listed) == 1 else None
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise UsageError(f"{what} has to return one tensor of floating point, for a model's input")
+    return x.detach()
 
 
 def _parameters(layer: AnyLayer, device: torch.device, seed: int) -> Parameters:
@@ -172,7 +200,7 @@ def _judged_loss(loss: AnyLoss, y: Tensor, target: Tensor) -> tuple[Finding, Ten
 
 def print_location(console: Console, found: Location) -> None:
     """Print a table in 80 columns, and what it comes to."""
-    title = f"{found.network} on {found.rows}, in the order of the backward pass"
+    title = f"{found.network} on {found.inputs}, in the order of the backward pass"
     console.print(Text(title, style="bold"), soft_wrap=True)
     first = found.wrong[0] if found.wrong else None
     console.print(Text(_line("layer", "class", "against", "worst error", "verdict")))

@@ -6,7 +6,7 @@ The code of the file is executed.
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, redirect_stdout
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
@@ -54,7 +54,7 @@ def load_model(where: str, seed: int) -> nn.Module:
     torch's random numbers, for its weights, start from `seed`. Raises UsageError, as `load_object`
     does, and where it is no torch model.
     """
-    model = load_network(where, seed)
+    _, model = load_network(where, seed)
     if not isinstance(model, nn.Module):
         raise UsageError(
             f"{where} is a {type(model).__name__} of manualbp, which has its twin; "
@@ -63,17 +63,26 @@ def load_model(where: str, seed: int) -> nn.Module:
     return model
 
 
-def load_network(where: str, seed: int) -> nn.Module | AnyLayer:
-    """Return the torch.nn model or layer of manualbp that `where` names, or a function there."""
+def load_network(where: str, seed: int) -> tuple[ModuleType, nn.Module | AnyLayer]:
+    """Return the torch.nn model or layer of manualbp that `where` names, or that the function there
+    returns; and the module that it is from.
+    """
     cast(Any, torch).manual_seed(seed)
-    found = load_object(where)
+    module, found = load_from_module(where)
     if callable(found) and not isinstance(found, nn.Module):
         with execution(f"{where}()"):
             found = found()
     if not isinstance(found, (nn.Module, Layer)):
         kind = type(found).__name__
         raise UsageError(f"{where} is a {kind}; expected a torch.nn.Module or a function of one")
-    return cast("nn.Module | AnyLayer", found)
+    return module, cast("nn.Module | AnyLayer", found)
+
+
+def example_inputs(module: ModuleType, name: str) -> Callable[[], Any] | None:
+    """Return the function of a user's file that returns inputs for what has this name there."""
+    functions = (f"{name}_inputs", f"{name.lower()}_inputs", "example_inputs")
+    found = (getattr(module, function, None) for function in functions)
+    return next(filter(callable, found), None)
 
 
 def rows_for(model: AnyLayer | nn.Module, data: str | None, seed: int) -> Tensor:

@@ -338,7 +338,7 @@ def test_the_users_model_is_left_alone(nets: str) -> None:
     from manualbp.checks.user_code import load_network
     from manualbp.checks.watching import watch_module
 
-    model = load_network(f"{nets}:Net", seed=0)
+    _, model = load_network(f"{nets}:Net", seed=0)
     assert isinstance(model, torch.nn.Module)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     watch_module(model, torch.randn(8, 6, dtype=torch.float64), torch.ones_like, seed=0)
@@ -350,8 +350,9 @@ def test_the_users_model_is_left_alone(nets: str) -> None:
 MISTAKES = [
     ("--model mpl", "--model mpl: there is no such model; did you mean mlp?"),
     ("--model NETS:nett", "did you mean"),
-    ("--model NETS:lstm", "does not run on rows of shape 8×6"),
-    ("--model NETS:good --data iris", "does not run on rows of shape 8×4"),
+    ("--model NETS:lstm", "does not run on inputs of shape 8×6: "),
+    ("--model NETS:lstm", "; others may come from lstm_inputs() in its file"),
+    ("--model NETS:good --data iris", "does not run on inputs of shape 8×4"),
     ("--seed -1", "--seed is -1"),
 ]
 
@@ -362,6 +363,40 @@ def test_mistakes_in_one_line(nets: str, words: str, message: str) -> None:
     assert (outcome.code, outcome.out) == (2, "")
     assert message in outcome.err
     assert outcome.err.count("\n") == 1
+
+
+IMAGES = """
+import torch
+from torch import nn
+
+def net():
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 4 * 4, 3))
+
+def net_inputs():
+    return torch.randn(2, 1, 6, 6)
+
+several = net
+def several_inputs():
+    return torch.randn(2, 1, 6, 6), torch.zeros(2)
+
+failing = net
+def failing_inputs():
+    return torch.randn(2, 1) @ torch.randn(2)
+"""
+
+
+def test_inputs_come_from_a_function_beside_the_model(tmp_path: Path) -> None:
+    path = tmp_path / "images.py"
+    path.write_text(IMAGES)
+    outcome = located(str(path), "net")
+    assert outcome.out.startswith("net on net_inputs(), in the order of the backward pass\n")
+    assert "0                  Conv2d" in outcome.out
+    assert outcome.code == 0
+    wanted = "manualbp: several_inputs() has to return one tensor of floating point, for a model's"
+    assert located(str(path), "several").err.startswith(wanted)
+    failing = located(str(path), "failing")
+    assert failing.err.startswith("manualbp: failing_inputs() fails: line 17 of images.py: Runtime")
+    assert failing.code == 2
 
 
 def test_layers_without_numbers_at_hand(tmp_path: Path) -> None:

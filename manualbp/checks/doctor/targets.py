@@ -50,7 +50,7 @@ from manualbp.checks.doctor.subjects import (
 )
 from manualbp.checks.doctor.truth import Reference, Truth
 from manualbp.checks.registry import find_cases
-from manualbp.checks.user_code import execution, load_from_module, load_object
+from manualbp.checks.user_code import example_inputs, execution, load_from_module, load_object
 from manualbp.errors import UsageError
 from manualbp.layers import AnyLayer, Layer
 from reference.cases import Case, LossCase
@@ -85,18 +85,11 @@ def load(
     This executes the code of the file, and of the reference's file.
     """
     module, thing = load_from_module(target)
-    examples = None if shapes else _examples(module, target.rpartition(":")[2])
+    examples = None if shapes else example_inputs(module, target.rpartition(":")[2])
     found = wrap(thing, target, examples, shapes, seed=seed, module=module)
     if reference is None:
         return found
     return with_reference(found, load_object(reference), reference)
-
-
-def _examples(module: ModuleType, name: str) -> Call | None:
-    for function in (f"{name}_inputs", f"{name.lower()}_inputs", "example_inputs"):
-        if callable(getattr(module, function, None)):
-            return cast(Call, getattr(module, function))
-    return None
 
 
 def wrap(
