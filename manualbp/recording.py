@@ -43,7 +43,7 @@ class Captured:
     The result is overwritten by the next call for the same shapes. Tensors that the step reaches by
     itself (parameters, gradients, optimiser state) are changed in place, as by the step; arguments
     are not, and are read as they are at the call. A shape that is new is recorded anew: nothing is
-    ever computed in another's memory.
+    ever computed in another's memory. Two threads may not call it at the same time.
     """
 
     def __init__(self, step: Step) -> None:
@@ -97,8 +97,9 @@ def capture(step: Step) -> Captured:
     A step takes tensors and returns one. It depends on tensors only: Python numbers that it uses
     keep for ever the values that they have while it is recorded. The first call raises ValueError
     if the step reads a number back from a tensor, has results whose shapes depend on the numbers in
-    one, keeps a tensor that it makes, or on CUDA works with a tensor of the CPU; TypeError if it
-    takes or returns anything but tensors. What it had changed in place by then is undone.
+    one, keeps a tensor that it makes, sets torch's seed, or on CUDA works with a tensor of the CPU;
+    TypeError if it takes or returns anything but tensors. What it had changed in place by then is
+    undone.
     """
     return Captured(step)
 
@@ -125,6 +126,12 @@ def record(step: Step, arguments: Sequence[Tensor]) -> Recording:
         except BaseException:
             tape.undo()
             raise
+        if tape.seeded():
+            tape.undo()
+            raise ValueError(
+                "a step that sets the seed of torch's random numbers cannot be recorded: a replay "
+                "would draw others; set it outside"
+            )
         if name := tape.kept_elsewhere(result):
             tape.undo()
             raise ValueError(
@@ -237,6 +244,10 @@ def reads_back(name: str) -> str:
     )
 
 
+OF_A_TAPE = 7_368_129_045_512
+"""The seed of torch's generators while a step is recorded, which no step would set itself."""
+
+
 class Tape(TorchDispatchMode):
     """Runs operations as usual and writes them down; keeps what is needed to undo their effects."""
 
@@ -255,10 +266,13 @@ class Tape(TorchDispatchMode):
         self.generators: list[torch.Generator] = []
         self._made: set[int] = set()
         self._before: list[tuple[Tensor, Tensor]] = []
-        self._states = [(own, own.get_state()) for own in _generators_of_torch()]
+        self._of_torch = _generators_of_torch()
+        self._states = [(own, own.get_state()) for own in self._of_torch]
 
     def __enter__(self) -> Self:
         Tape.running += 1
+        for generator in self._of_torch:
+            generator.manual_seed(OF_A_TAPE)
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
@@ -289,6 +303,10 @@ class Tape(TorchDispatchMode):
         self._made |= noted.made.keys()
         self.calls.append(noted)
         return out
+
+    def seeded(self) -> bool:
+        """Return whether the step has set the seed of a generator of torch's."""
+        return any(generator.initial_seed() != OF_A_TAPE for generator in self._of_torch)
 
     def kept_elsewhere(self, result: Tensor) -> str | None:
         """Return the operation that made a tensor which, after the step, is neither its result nor

@@ -467,6 +467,23 @@ def test_an_operation_is_tried_out_on_numbers_that_suit_it(
         assert torch.equal(captured(x), step(x))
 
 
+def test_a_step_that_sets_the_seed_is_refused() -> None:
+    w = torch.zeros(3)
+
+    def step(x: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        return w.add_(x * torch.rand(3))
+
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="a step that sets the seed"):
+            capture(step)(torch.ones(3))
+    assert torch.equal(w, torch.zeros(3))
+    assert torch.equal(torch.rand(3), expected)
+
+
 def test_random_numbers_that_nobody_uses_are_drawn() -> None:
     """The next ones would be others."""
 
