@@ -61,6 +61,11 @@ VERBS: dict[str, type[Any]] = {
 }
 
 
+def run() -> None:
+    """Be the program `manualbp`."""
+    sys.exit(main())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)

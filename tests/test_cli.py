@@ -18,7 +18,7 @@ import pytest
 import torch
 from small_runs import call, contents
 
-from manualbp import __main__, cli
+from manualbp import cli
 from manualbp.checks.compare import CompareConfig
 from manualbp.errors import UsageError
 from manualbp.training.config import TrainConfig
@@ -144,26 +144,15 @@ def test_python_m_is_the_same_program(capsys: pytest.CaptureFixture[str]) -> Non
     # The frames around the words are drawn for a terminal's encoding, and a test has none.
     assert re.findall(r"\w+", done.stdout) == re.findall(r"\w+", expected)
     project = tomllib.loads((Path(cli.__file__).parents[1] / "pyproject.toml").read_text())
-    assert project["project"]["scripts"] == {"manualbp": "manualbp.__main__:run"}
+    assert project["project"]["scripts"] == {"manualbp": "manualbp.cli:run"}
 
 
 def test_the_program_ends_with_the_code_of_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     for code in (0, 1, 2, 130):
         monkeypatch.setattr(cli, "main", lambda code=code: code)
         with pytest.raises(SystemExit) as stop:
-            __main__.run()
+            cli.run()
         assert stop.value.code == code
-
-
-def test_ctrl_c_while_the_program_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Loading:
-        def __getattr__(self, name: str) -> object:
-            raise KeyboardInterrupt
-
-    monkeypatch.setitem(sys.modules, "manualbp.cli", Loading())
-    with pytest.raises(SystemExit) as stop:
-        __main__.run()
-    assert stop.value.code == 130
 
 
 def test_debug_shows_the_traceback(here: Path) -> None:
