@@ -58,6 +58,7 @@ ALLOWED_OPERATIONS: Mapping[str, frozenset[str]] = {
             "clamp_max",
             "clamp_min",
             "div",
+            "lerp",
             "lerp_",
             "mul",
             "mul_",

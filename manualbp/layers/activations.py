@@ -110,7 +110,9 @@ class Sigmoid(Layer[SavedOutput]):
         self, params: Views, saved: SavedOutput, dy: Float[Tensor, "*shape"], grads: Views
     ) -> Float[Tensor, "*shape"]:
         y = saved.y
-        return dy * (y * (1 - y))
+        # y (1 - y) in one operation: lerp(a, b, w) = a + w (b - a), here y + y (0 - y)
+        dy_dx = torch.lerp(y, torch.zeros_like(y), y)
+        return dy * dy_dx
 
 
 @dataclass(frozen=True)

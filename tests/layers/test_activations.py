@@ -22,6 +22,7 @@ from manualbp.layers import (
     Tanh,
     TanhHalf,
 )
+from manualbp.layers.base import SavedOutput
 
 NO_PARAMETERS = Sequential().parameters().views
 GRID = (-2, -1, -0.5, 0, 0.25, 0.5, 1, 2)
@@ -114,6 +115,15 @@ def test_the_default_slope_at_a_kink_is_that_of_torch(layer, function, device):
     leaf = x.clone().requires_grad_()
     (expected,) = torch.autograd.grad(function(leaf).sum(), leaf)
     assert slope.tolist() == expected.tolist()
+
+
+def test_the_slope_of_sigmoid_loses_no_digits_at_either_end() -> None:
+    end = torch.logspace(-7, -0.5, 1000, dtype=torch.float64)
+    y = torch.cat([end, 1 - end]).float()
+    dy, saved = torch.ones_like(y), SavedOutput(y)
+    slope = Sigmoid().backward(NO_PARAMETERS, saved, dy, NO_PARAMETERS)
+    right = y.double() * (1 - y.double())
+    assert ((slope.double() - right).abs() / right).max() < torch.finfo(torch.float32).eps
 
 
 def test_tanh_of_half_is_a_sigmoid_from_minus_one_to_one():
