@@ -128,10 +128,7 @@ def record(step: Step, arguments: Sequence[Tensor]) -> Recording:
             raise
         if tape.seeded():
             tape.undo()
-            raise ValueError(
-                "a step that sets the seed of torch's random numbers cannot be recorded: a replay "
-                "would draw others; set it outside"
-            )
+            raise ValueError(SETS_THE_SEED)
         if name := tape.kept_elsewhere(result):
             tape.undo()
             raise ValueError(
@@ -247,6 +244,11 @@ def reads_back(name: str) -> str:
 OF_A_TAPE = 7_368_129_045_512
 """The seed of torch's generators while a step is recorded, which no step would set itself."""
 
+SETS_THE_SEED = (
+    "a step that sets the seed of torch's random numbers cannot be recorded: a replay would draw "
+    "others; set it outside"
+)
+
 
 class Tape(TorchDispatchMode):
     """Runs operations as usual and writes them down; keeps what is needed to undo their effects."""
@@ -285,6 +287,8 @@ class Tape(TorchDispatchMode):
         call = Call(func, args, kwargs or {}, None)
         if call.reads_back:
             raise ValueError(reads_back(_name(func)))
+        if call.draws and self.seeded():  # in torch.random.fork_rng, which sets it back at its end
+            raise ValueError(SETS_THE_SEED)
         for tensor in call.changed:
             if _memory(tensor) not in self._made:
                 self._before.append((tensor, tensor.clone()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, cast
 from weakref import ref
 
@@ -467,12 +468,14 @@ def test_an_operation_is_tried_out_on_numbers_that_suit_it(
         assert torch.equal(captured(x), step(x))
 
 
-def test_a_step_that_sets_the_seed_is_refused() -> None:
+@pytest.mark.parametrize("around", [nullcontext, torch.random.fork_rng])
+def test_a_step_that_sets_the_seed_is_refused(around: Callable[[], Any]) -> None:
     w = torch.zeros(3)
 
     def step(x: Tensor) -> Tensor:
-        torch.manual_seed(0)
-        return w.add_(x * torch.rand(3))
+        with around():
+            torch.manual_seed(0)
+            return w.add_(x * torch.rand(3))
 
     torch.manual_seed(0)
     expected = torch.rand(3)
